@@ -1,0 +1,173 @@
+"""torch.fx graphs: GraphModules as dynamo, symbolic_trace and torch.export leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse.frontends.outputs import choose_output
+from fxfuse.passes.chains import find_chains
+from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
+from fxfuse.passes.fx.run import compute
+from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.records import Block, Value
+from fxfuse.passes.view import root, strip
+from fxfuse.passes.weights import Wide, widen
+
+__all__ = ["TorchGraph", "FusedGraph", "depth"]
+
+
+@dataclass
+class FusedGraph:
+    """A rewritten copy; `groups` holds, for each, the blocks in `view`, their wide weights and the new sum."""
+
+    module: fx.GraphModule
+    view: FxView
+    groups: list[tuple[list[Block], Wide, fx.Node]]
+    weight_nodes: list[dict[str, fx.Node]]
+
+
+class TorchGraph:
+    """A front end over one GraphModule and one set of example inputs.
+
+    `weights` are the placeholders that stand for parameters, with their tensors; `inputs` holds a value for
+    every placeholder, in order.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, inputs: Sequence[Any], weights: Mapping[fx.Node, torch.Tensor]
+    ) -> None:
+        self.module = module
+        self.weights = dict(weights)
+        self.view = FxView(module, weights)
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self._inputs = dict(zip(placeholders, inputs, strict=True))
+        self._outputs: list[Any] = []
+
+    def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
+        """See `FrontEnd.states`."""
+        nodes = [value for value in values if isinstance(value, fx.Node)]
+        results = _output_nodes(self.module)
+        with _quiet_run():
+            found = compute(self.module, dict.fromkeys([*nodes, *results]), self._known(self.module))
+        self._outputs = [found[node] for node in results]
+        return [{node: found[node] for node in nodes}]
+
+    def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
+        """See `FrontEnd.branch`."""
+        return self._run(self.view, self.module, block, block.branch, x)
+
+    def apply(self, groups: Sequence[Sequence[Block]]) -> FusedGraph:
+        """See `FrontEnd.apply`."""
+        module, weights = self._copy()
+        view = FxView(module, weights)
+        blocks = {block.name: block for chain in find_chains(view).chains for block in chain.blocks}
+        fused = FusedGraph(module, view, [], [])
+        for index, group in enumerate(groups):
+            own = [blocks[block.name] for block in group]
+            wide = widen(view, own)
+            nodes = self.attach(fused, own, wide, index)
+            fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
+            fused.weight_nodes.append(nodes)
+        remove_unread(module.graph)
+        module.graph.lint()
+        module.recompile()
+        return fused
+
+    def attach(self, fused: FusedGraph, blocks: Sequence[Block], wide: Wide, index: int) -> dict[str, fx.Node]:
+        """Give the wide weights to the module, and make the nodes that read them."""
+        nodes = {}
+        trained = any(p.requires_grad for p in self.weights.values()) or any(
+            p.requires_grad for p in self.module.parameters()
+        )
+        with fused.module.graph.inserting_before(first_reader(fused.module.graph)):
+            for name, tensor in wide.tensors().items():
+                path = f"fxfuse_{index}_{name}"
+                parameter = torch.nn.Parameter(tensor, requires_grad=trained and torch.is_grad_enabled())
+                fused.module.register_parameter(path, parameter)
+                nodes[name] = fused.module.graph.get_attr(path)
+        return nodes
+
+    def fused_branch(self, fused: FusedGraph, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
+        """See `FrontEnd.fused_branch`."""
+        blocks, _, total = fused.groups[index]
+        return self._run(fused.view, fused.module, blocks[0], total.args[1], x)
+
+    def outputs(self, fused: FusedGraph | None) -> tuple[str, bool, list[torch.Tensor]] | None:
+        """See `FrontEnd.outputs`."""
+        hidden = next(block.hidden_size for chain in find_chains(self.view).chains for block in chain.blocks)
+        chosen = choose_output([""] * len(self._outputs), self._outputs, hidden)
+        if chosen is None:
+            return None
+        values = self._outputs
+        if fused is not None:
+            results = _output_nodes(fused.module)
+            with _quiet_run():
+                found = compute(fused.module, dict.fromkeys(results), self._known(fused.module))
+            values = [found[node] for node in results]
+        index, logits = chosen
+        return f"output {index}", logits, [values[index]]
+
+    def _run(self, view: FxView, module: fx.GraphModule, block: Block, wanted: Any, x: torch.Tensor) -> torch.Tensor:
+        known = self._known(module, clone=False)
+        stream = root(view, block.x)
+        known |= {node: x for node in (block.x, stream, strip(view, stream))}  # type: ignore[misc]
+        with _quiet_run():
+            return compute(module, [wanted], known)[wanted]  # type: ignore[no-any-return]
+
+    def _known(self, module: fx.GraphModule, *, clone: bool = True) -> dict[fx.Node, Any]:
+        """The placeholders' values; inputs are copied, because a graph may write to them."""
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        given = dict(zip((node.name for node in self._inputs), self._inputs.values(), strict=True))
+        fixed = {node.name for node in self.weights}
+        known = {}
+        for node in placeholders:
+            if node.name not in given:
+                continue
+            value = given[node.name]
+            copied = clone and node.name not in fixed and isinstance(value, torch.Tensor)
+            known[node] = value.detach().clone() if copied else value
+        return known
+
+    def _copy(self) -> tuple[fx.GraphModule, dict[fx.Node, torch.Tensor]]:
+        """The module with a graph of its own; tensors are shared."""
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.module.graph, mapping))
+        graph.set_codegen(self.module.graph._codegen)
+        last, own = next(reversed(graph.nodes)), next(reversed(self.module.graph.nodes))
+        last.meta = dict(own.meta)
+        module = fx.GraphModule(self.module, graph, type(self.module).__name__)
+        module.meta = dict(self.module.meta)
+        return module, {mapping[node]: tensor for node, tensor in self.weights.items()}
+
+
+def depth(module: fx.GraphModule) -> int:
+    """Calls on the longest path through the graph."""
+    longest: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        own = 1 if node.op.startswith("call_") else 0
+        longest[node] = own + max((longest[each] for each in node.all_input_nodes), default=0)
+    return max(longest.values(), default=0)
+
+
+def first_reader(graph: fx.Graph) -> fx.Node:
+    """The first node after the placeholders."""
+    return next(node for node in graph.nodes if node.op != "placeholder")
+
+
+def _output_nodes(module: fx.GraphModule) -> list[fx.Node]:
+    output = next(reversed(module.graph.nodes))
+    return list(output.all_input_nodes)
+
+
+@contextmanager
+def _quiet_run() -> Iterator[None]:
+    """Run without gradients and leave the random state as it was."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield

@@ -1,0 +1,174 @@
+"""The one way through the house: view -> find -> measure -> plan -> apply -> verify -> report.
+
+Every front end brings a graph and a runtime to run it on; what is judged, and how, is the same for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Protocol, TypeVar
+
+import torch
+
+from fxfuse import reference
+from fxfuse.budget import Budget
+from fxfuse.errors import FxfuseError, InputError, VerificationError
+from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
+from fxfuse.passes.chains import find_chains
+from fxfuse.passes.records import Block, Miss, Value
+from fxfuse.passes.view import View
+from fxfuse.plan import Group, choose_groups, split_worst
+from fxfuse.report import GroupReport, Report
+from fxfuse.versions import versions
+
+__all__ = ["FrontEnd", "Outputs", "fuse"]
+
+Sample = int
+Outputs = list[list[torch.Tensor]]
+Fused = TypeVar("Fused")
+Progress = Callable[[str], None]
+
+
+class FrontEnd(Protocol[Fused]):
+    """A graph, the inputs it is measured on, and the runtime that measures it."""
+
+    view: View
+
+    def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
+        """What `values` hold for every sample, in one pass over the samples; keeps the outputs too."""
+
+    def branch(self, block: Block, x: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """The block's own branch in the runtime, on another stream than its own."""
+
+    def apply(self, groups: Sequence[Sequence[Block]]) -> Fused:
+        """A copy of the graph with every group rewritten."""
+
+    def fused_branch(self, fused: Fused, index: int, x: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """The wide branch of group `index` in the runtime."""
+
+    def outputs(self, fused: Fused | None) -> tuple[str, bool, list[torch.Tensor]] | None:
+        """The output to compare (its name, whether it is logits, its value for every sample)."""
+
+
+def fuse(
+    front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress = lambda _: None
+) -> Fused | None:
+    """Fuse what is legal and within `budget`; fills `report`; None when nothing was fused.
+
+    Raises:
+        VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
+        InputError: The original model gives NaN or infinity on the measuring inputs, or has no logits for max_kl.
+    """
+    started = time.perf_counter()
+    report.versions = versions()
+    try:
+        return _fuse(front, budget, report, progress)
+    except FxfuseError as error:
+        report.error = str(error)
+        report.groups = []
+        raise
+    finally:
+        report.seconds = round(time.perf_counter() - started, 3)
+
+
+def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress) -> Fused | None:
+    progress("finding chains")
+    found = find_chains(front.view)
+    report.add_found(found)
+    if not found.chains:
+        return None
+    progress("running the model on the measuring inputs")
+    judge = _Judge(front, [block for chain in found.chains for block in chain.blocks])
+    progress("measuring groups")
+    groups, misses = choose_groups(found.chains, budget, judge.loss)
+    report.misses += misses
+    while groups:
+        progress("writing the wide FFNs")
+        fused = front.apply([group.blocks for group in groups])
+        progress("verifying")
+        report.groups = [judge.verify(fused, index, group) for index, group in enumerate(groups)]
+        total = judge.compare(fused, budget)
+        report.end_to_end = asdict(total) if total else {}
+        if budget.max_kl is None or total is None or (total.kl or 0.0) <= budget.max_kl:
+            return fused
+        reason = f"the logits' KL of {total.kl:.3g} nats is over the budget of {budget.max_kl:g}"
+        report.misses += split_worst(groups, budget, judge.loss, reason)
+    report.groups, report.end_to_end = [], {}
+    return None
+
+
+class _Judge:
+    """Measures groups on the states of the sequential model."""
+
+    def __init__(self, front: FrontEnd[Fused], blocks: Sequence[Block]) -> None:
+        self.front = front
+        self.states = front.states([value for block in blocks for value in (block.x, block.out)])
+        for block in blocks:
+            if not is_finite([state[value] for state in self.states for value in (block.x, block.out)]):
+                raise InputError(
+                    f"The original model gives NaN or infinity at {block.name}: check its weights or give other "
+                    "measuring inputs."
+                )
+
+    def loss(self, blocks: Sequence[Block]) -> GroupError:
+        """The fusion loss of `blocks` as one group, before anything is written."""
+        first, last = blocks[0], blocks[-1]
+        fused = []
+        for sample, state in enumerate(self.states):
+            x = state[first.x]
+            branches = [self.front.branch(block, x, sample) for block in blocks]
+            fused.append(x.double() + sum(each.double() for each in branches))
+        return group_error([s[first.x] for s in self.states], [s[last.out] for s in self.states], fused)
+
+    def verify(self, fused: object, index: int, group: Group) -> GroupReport:
+        """Hold the wide FFN against the hand-written parallel sum in float64."""
+        first = group.blocks[0]
+        wide: list[torch.Tensor] = []
+        plain: list[torch.Tensor] = []
+        exact: list[torch.Tensor] = []
+        typed: list[torch.Tensor] = []
+        for sample, state in enumerate(self.states):
+            x = state[first.x]
+            wide.append(self.front.fused_branch(fused, index, x, sample).flatten())  # type: ignore[arg-type]
+            plain.append(sum(self.front.branch(b, x, sample).double() for b in group.blocks).flatten())  # type: ignore[union-attr]
+            exact.append(reference.parallel(self.front.view, group.blocks, x, torch.float64).flatten())
+            typed.append(reference.parallel(self.front.view, group.blocks, x, getattr(torch, first.dtype)).flatten())
+        target = torch.cat(exact)
+        error = relative_error(torch.cat(wide), target)
+        rounding = max(relative_error(torch.cat(plain), target), relative_error(torch.cat(typed), target))
+        self._check(group, error, rounding, torch.cat(wide))
+        loss = group.error
+        return GroupReport(
+            group.names, sum(block.intermediate_size for block in group.blocks), error,
+            loss.sqnr_db, loss.cosine, loss.relative_error, rounding,
+        )  # fmt: skip
+
+    def _check(self, group: Group, error: float, rounding: float, wide: torch.Tensor) -> None:
+        """Rounding explains at most twice the unfused form's error; anything above is a bug."""
+        where = f"{group.names[0]} to {group.names[-1]}"
+        resolution = torch.finfo(getattr(torch, group.blocks[0].dtype)).eps
+        if rounding > 64 * resolution:
+            raise VerificationError(
+                f"The blocks {where} were not understood: what the runtime computes differs from the matched "
+                f"FFNs by {rounding:.2g}; please report this model, and exclude these blocks for now."
+            )
+        if not is_finite([wide]) or error > 2 * max(rounding, resolution / 8):
+            raise VerificationError(
+                f"The wide FFN of {where} differs from the parallel sum by {error:.2g}, more than twice the "
+                f"rounding error of {rounding:.2g}: nothing was written; exclude these blocks for now."
+            )
+
+    def compare(self, fused: object, budget: Budget) -> EndToEnd | None:
+        """The fused model against the original, end to end."""
+        before, after = self.front.outputs(None), self.front.outputs(fused)  # type: ignore[arg-type]
+        if before is None or after is None or (budget.max_kl is not None and not before[1]):
+            if budget.max_kl is not None:
+                raise InputError("max_kl needs a model that returns logits, and none of its outputs looks like them.")
+            return None
+        if not is_finite(after[2]) and is_finite(before[2]):
+            raise VerificationError("The fused model gives NaN or infinity where the original does not.")
+        return end_to_end(before[0], before[2], after[2], logits=before[1])
+
+

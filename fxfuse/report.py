@@ -1,0 +1,121 @@
+"""What was found, what it costs and why not more: the same facts as an object, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxfuse.passes.records import Block, Found, Miss
+
+__all__ = ["BlockReport", "ChainReport", "GroupReport", "Size", "Report"]
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block, by the layer path a user knows."""
+
+    name: str
+    norm: str
+    activation: str
+    gated: bool
+    hidden_size: int
+    intermediate_size: int
+
+    @classmethod
+    def of(cls, block: Block) -> BlockReport:
+        """The facts of a block that was found."""
+        norm = {"rms": "RMSNorm", "layer": "LayerNorm"}[block.norm.kind]
+        activation = block.ffn.activation.name
+        return cls(block.name, norm, activation, block.gated, block.hidden_size, block.intermediate_size)
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """A chain that is legal to fuse, before any budget."""
+
+    length: int
+    blocks: tuple[BlockReport, ...]
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """A group that was fused: names of its blocks, the width of its FFN and what fusing it costs."""
+
+    blocks: tuple[str, ...]
+    intermediate_size: int
+    rewrite_error: float
+    sqnr_db: float
+    cosine: float
+    relative_error: float
+    rounding_error: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model's extent; depth counts nodes on the longest path, file_size is in bytes (None if no file)."""
+
+    nodes: int
+    ffn_blocks: int
+    depth: int
+    parameters: int
+    file_size: int | None = None
+
+
+@dataclass
+class Report:
+    """All that one fusion found and measured. `str(report)` is the table, `to_json()` the file."""
+
+    model: str
+    output: str | None = None
+    inputs: str = "given"
+    chains: list[ChainReport] = field(default_factory=list)
+    groups: list[GroupReport] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    end_to_end: dict[str, Any] = field(default_factory=dict)
+    before: Size | None = None
+    after: Size | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def fused_blocks(self) -> int:
+        """How many blocks were fused, over all groups."""
+        return sum(len(group.blocks) for group in self.groups)
+
+    def add_found(self, found: Found) -> None:
+        """Take over what the matcher saw."""
+        self.chains = [ChainReport(len(c.blocks), tuple(map(BlockReport.of, c.blocks))) for c in found.chains]
+        self.misses = list(found.misses)
+        self.misses += [Miss(block.name, _ALONE) for block in found.singles]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The report as a JSON text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def summary(self) -> str:
+        """One line, for a log."""
+        chains = ", ".join(str(chain.length) for chain in self.chains) or "none"
+        if not self.groups:
+            return f"fxfuse: nothing fused (chains found: {chains}; {len(self.misses)} misses)"
+        worst = min(group.sqnr_db for group in self.groups)
+        sizes = "+".join(str(len(group.blocks)) for group in self.groups)
+        return (
+            f"fxfuse: fused {self.fused_blocks} FFN blocks into {len(self.groups)} ({sizes}), "
+            f"chains found: {chains}, least SQNR {worst:.1f} dB"
+        )
+
+    def __str__(self) -> str:
+        """The table."""
+        from fxfuse.table import render
+
+        return render(self)
+
+
+_ALONE = "the block stands alone: no other FFN block stands directly before or after it on the residual stream"

@@ -1,0 +1,168 @@
+r"""A block: norm, FFN and residual add, read upwards from the add.
+
+    x ---> norm ---> FFN ---> + ---> out
+     \------------------------^
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fxfuse.passes.records import FFN, Block, Linear, Miss, Norm, Value
+from fxfuse.passes.spellings.ffns import FFNMatch, match_ffn
+from fxfuse.passes.spellings.norms import match_norm
+from fxfuse.passes.view import Op, Operand, View, is_constant, root, strip
+
+__all__ = ["match_block"]
+
+
+def match_block(view: View, out: Value) -> Block | Miss | None:
+    """The block whose residual add computes `out`; a `Miss` where it is almost one; None where it is none."""
+    op = view.op(out)
+    if op is None or op.kind != "add" or any(is_constant(view, each) for each in op.inputs):
+        return None
+    misses = []
+    for stream, branch in (op.inputs, op.inputs[::-1]):
+        found = _match_branch(view, out, stream, branch)
+        if isinstance(found, Block):
+            return found
+        if found is not None:
+            misses.append(found)
+    return misses[0] if misses else None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is known of a branch once its FFN is recognised."""
+
+    view: View
+    out: Value
+    ffn: FFNMatch
+    trail: set[Value]
+
+    @property
+    def name(self) -> str:
+        return _name(self.view, self.ffn, self.out)
+
+    def miss(self, reason: str) -> Miss:
+        return Miss(self.name, reason)
+
+
+def _match_branch(view: View, out: Value, stream: Operand, branch: Operand) -> Block | Miss | None:
+    if branch is None or isinstance(branch, (int, float)) or stream is None or isinstance(stream, Op):
+        return None
+    hidden = {branch} if not isinstance(branch, Op) else set()
+    match = match_ffn(view, branch)  # type: ignore[arg-type]
+    if match is None:
+        return _after_norm(view, out, branch)
+    if isinstance(match, str):
+        return Miss(_place(view, out, branch), match)
+    reading = _Reading(view, out, match, set(hidden) | set(match.trail))
+    norm = match_norm(view, match.source, reading.trail)
+    if norm is None:
+        return reading.miss("the FFN reads the residual stream without a norm before it (post-norm form)"
+                            if root(view, match.source) == root(view, stream)
+                            else f"no norm stands before the FFN, which reads {view.node_name(match.source)}")
+    return _join(reading, stream, branch, norm)
+
+
+def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Block | Miss:
+    view, match = reading.view, reading.ffn
+    source = root(view, norm.source, reading.trail)
+    base = root(view, stream, reading.trail)
+    if strip(view, source) != strip(view, base):
+        return reading.miss(
+            f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "  # type: ignore[arg-type]
+            "attention and FFN stand in parallel, or something lies between"
+        )
+    if match.objection is not None:
+        return reading.miss(match.objection)
+    shared = _shared_weight(view, match.ffn, reading.trail)
+    if shared is not None:
+        return reading.miss(shared)
+    sizes = _sizes(view, match.ffn)
+    if sizes is None:
+        return reading.miss("the shapes of its weights are not known or do not fit together")
+    return Block(
+        name=reading.name, norm=norm, ffn=match.ffn, x=stream, branch=branch, out=reading.out,  # type: ignore[arg-type]
+        hidden_size=sizes[0], intermediate_size=sizes[1], dtype=view.dtype(match.ffn.down.weight) or "float32",
+        interior=frozenset(reading.trail - {base, source, stream}),
+    )  # fmt: skip
+
+
+def _after_norm(view: View, out: Value, branch: Operand) -> Miss | None:
+    """Sandwich forms: x + norm(FFN(norm(x)))."""
+    norm = match_norm(view, branch, set()) if not isinstance(branch, Op) else None  # type: ignore[arg-type]
+    if norm is None:
+        return None
+    match = match_ffn(view, strip(view, norm.source))  # type: ignore[arg-type]
+    if not isinstance(match, FFNMatch):
+        return None
+    return _Reading(view, out, match, set()).miss("a norm stands between the FFN and the residual add (sandwich form)")
+
+
+def _shared_weight(view: View, ffn: FFN, trail: set[Value]) -> str | None:
+    """A weight that something outside the block reads too cannot be folded into this block alone."""
+    for linear in (ffn.gate, ffn.up, ffn.down):
+        if linear is None:
+            continue
+        for value in _chain_of_constants(view, linear.weight):
+            for reader in view.readers(value):
+                if reader not in trail and not view.is_constant(reader):
+                    return f"its weight {view.node_name(value)} is also read by {view.node_name(reader)}"
+    return None
+
+
+def _chain_of_constants(view: View, weight: Value) -> list[Value]:
+    found: list[Value] = []
+    stack: list[Operand] = [weight]
+    while stack:
+        value = stack.pop()
+        if value is None or isinstance(value, (int, float)):
+            continue
+        if isinstance(value, Op):
+            stack.extend(value.inputs)
+            continue
+        found.append(value)
+        op = view.op(value)
+        stack.extend(op.inputs if op else ())
+        if op is None:
+            for reader in view.readers(value):
+                if view.is_constant(reader) and reader not in found:
+                    found.append(reader)
+    return found
+
+
+def _sizes(view: View, ffn: FFN) -> tuple[int, int] | None:
+    """hidden_size and intermediate_size, if every product agrees with them."""
+    down = _shape(view, ffn.down)
+    gate = _shape(view, ffn.gate)
+    up = _shape(view, ffn.up) if ffn.up else gate
+    if down is None or gate is None or gate != up or down != gate[::-1]:
+        return None
+    return down
+
+
+def _shape(view: View, linear: Linear) -> tuple[int, int] | None:
+    """(out, in) of a product, of its part where it is packed."""
+    shape = view.shape(linear.weight)
+    if shape is None or len(shape) != 2 or None in shape:
+        return None
+    rows, columns = shape[::-1] if linear.transposed else shape
+    if linear.rows is not None:
+        rows = linear.rows[1] - linear.rows[0]
+    return rows, columns  # type: ignore[return-value]
+
+
+def _name(view: View, match: FFNMatch, out: Value) -> str:
+    """The layer path that both ends of the FFN share, as a user would write it: "model.layers.3.mlp"."""
+    scopes = [view.scope(each).split(".") for each in match.products]
+    shared = os.path.commonprefix(scopes)
+    return ".".join(shared) or view.node_name(out)
+
+
+def _place(view: View, out: Value, branch: Operand) -> str:
+    inner = strip(view, branch)
+    scope = view.scope(inner) if not isinstance(inner, Op) and inner is not None else ""  # type: ignore[arg-type]
+    return scope.rpartition(".")[0] or view.node_name(out)

@@ -1,0 +1,119 @@
+"""Find chains: blocks that follow one another on the residual stream with nothing between them.
+
+    x0 -> [norm FFN +] -> x1 -> [norm FFN +] -> x2 ...
+
+1. Every residual add is read upwards once, so the cost is linear in the size of the graph.
+2. Block B follows block A when B's stream is A's sum and nothing else reads that sum.
+3. Two blocks that follow one another but may not share one wide FFN end a chain; the reason is kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from fxfuse.passes.blocks import match_block
+from fxfuse.passes.records import Block, Chain, Found, Miss, Value
+from fxfuse.passes.spellings.experts import match_experts
+from fxfuse.passes.view import View, root
+
+__all__ = ["find_chains"]
+
+
+def find_chains(view: View) -> Found:
+    """All chains of `view`, the blocks that stand alone, and the places that were almost blocks."""
+    blocks: list[Block] = []
+    misses: list[Miss] = []
+    for value in view.values():
+        found = match_block(view, value) or match_experts(view, value)
+        if isinstance(found, Block):
+            blocks.append(found)
+        elif found is not None and found not in misses[-8:]:
+            misses.append(found)
+    runs = _runs(view, _named(blocks), misses)
+    chains = tuple(Chain(tuple(run)) for run in runs if len(run) > 1)
+    singles = tuple(run[0] for run in runs if len(run) == 1)
+    return Found(chains, singles, tuple(misses))
+
+
+def _named(blocks: Sequence[Block]) -> list[Block]:
+    """Number the blocks of a module that is called more than once, so that every name is one block."""
+    total, seen = Counter(block.name for block in blocks), Counter[str]()
+    named = []
+    for block in blocks:
+        seen[block.name] += 1
+        suffix = f"#{seen[block.name]}" if total[block.name] > 1 else ""
+        named.append(replace(block, name=block.name + suffix))
+    return named
+
+
+def _runs(view: View, blocks: Iterable[Block], misses: list[Miss]) -> list[list[Block]]:
+    runs: list[list[Block]] = []
+    ends: dict[Value, list[Block]] = {}
+    for block in blocks:
+        run = ends.pop(root(view, block.x), None)  # type: ignore[arg-type]
+        if run is not None:
+            reason = _tap(view, run[-1], block) or _difference(run[-1], block)
+            if reason is not None:
+                misses.append(Miss(block.name, reason))
+                run = None
+        if run is None:
+            run = []
+            runs.append(run)
+        run.append(block)
+        ends[block.out] = run
+    return runs
+
+
+def _tap(view: View, before: Block, block: Block) -> str | None:
+    """Why the stream between two blocks, or the inside of the second, must stay as it is."""
+    allowed = block.interior | {block.out}
+    stack: list[Value] = [before.out]
+    while stack:
+        value = stack.pop()
+        if view.is_output(value):
+            return f"the residual stream after {before.name} is also a graph output ({view.node_name(value)})"
+        for reader in view.readers(value):
+            op = view.op(reader)
+            if op is not None and op.kind in ("pass", "cast", "dropout") and reader not in allowed:
+                stack.append(reader)
+            elif reader not in allowed and not (op is not None and op.kind == "shape"):
+                return f"the residual stream after {before.name} is also read by {view.node_name(reader)}"
+    for value in block.interior:
+        if view.is_output(value):
+            return f"{view.node_name(value)} inside {block.name} is also a graph output"
+        for reader in view.readers(value):
+            if reader not in allowed and not _reads_shape(view, value, reader, before.out):
+                return f"{view.node_name(value)} inside {block.name} is also read by {view.node_name(reader)}"
+    return None
+
+
+def _reads_shape(view: View, value: Value, reader: Value, stream: Value) -> bool:
+    """Whether `reader` wants the stream's shape alone, which a fused group still has."""
+    op = view.op(reader)
+    return op is not None and op.kind == "shape" and root(view, value) == root(view, stream)
+
+
+def _difference(before: Block, block: Block) -> str | None:
+    """Why two neighbours cannot share one norm and one activation."""
+    facts = [
+        ("norms", before.norm.kind, block.norm.kind),
+        ("eps", before.norm.eps, block.norm.eps),
+        ("hidden sizes", before.hidden_size, block.hidden_size),
+        ("weight types", before.dtype, block.dtype),
+        ("gated and ungated FFNs", before.gated, block.gated),
+        ("activations", before.ffn.activation.name, block.ffn.activation.name),
+    ]
+    for what, one, other in facts:
+        if one != other and not (what == "eps" and _close(before.norm.eps, block.norm.eps)):
+            values = f"{one:g} and {other:g}" if isinstance(one, float) else f"{one} and {other}"
+            return f"{what} differ from {before.name}: {values}"
+    pairs = zip(before.ffn.activation.fingerprint, block.ffn.activation.fingerprint, strict=True)
+    if any(abs(one - other) > 1e-6 * max(1.0, abs(one)) for one, other in pairs):
+        return f"the constants of the activation differ from {before.name}"
+    return None
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-3 * max(one, other)

@@ -1,0 +1,1 @@
+"""torch.fx graphs: the view that matchers read and the rewrite."""

@@ -1,0 +1,147 @@
+r"""Write one wide FFN where a group of blocks stood, in a torch.fx graph.
+
+    x0 ---> first norm, gain folded ---> wide gate, wide up ---> act ---> wide down ---> + ---> xn
+     \----------------------------------------------------------------------------------^
+
+1. The first block's unit-gain norm is reused; one operator that also applies the gain is copied without it.
+2. The first block's elementwise region is copied, so an activation stays spelled as it was.
+3. The group's last add keeps its place and its name; readers of a shape in between read x0's.
+4. Nothing is removed here but what nothing reads any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from fxfuse.passes.elementwise import region
+from fxfuse.passes.fx.ops import ASSERTIONS, SHAPE_READERS, name_of
+from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.records import Block
+from fxfuse.passes.view import root
+
+__all__ = ["rewrite_group", "wide_branch", "remove_unread"]
+
+
+def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, fx.Node]) -> fx.Node:
+    """Replace `blocks` by one wide FFN over `weights` (nodes, by field name of `Wide`); returns xn."""
+    first, last = blocks[0], blocks[-1]
+    x, out = _node(first.x), _node(last.out)
+    with view.module.graph.inserting_before(out):
+        branch = wide_branch(view, first, weights)
+        total = view.module.graph.call_function(_add(out), (x, branch))
+    total.meta = dict(out.meta)
+    name = out.name
+    out.replace_all_uses_with(total)
+    for block in blocks[1:]:
+        _redirect_shapes(view, block, x)
+    view.module.graph.erase_node(out)
+    total.name = name
+    return total
+
+
+def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> fx.Node:
+    """The wide FFN on the unit-gain norm of `first.x`, written at the current insertion point."""
+    activation = first.ffn.activation
+    hidden = _unit_norm(view, first, weights["gate"])
+    known = {_node(activation.gate): _linear(view, first, hidden, weights, "gate")}
+    if activation.up is not None:
+        known[_node(activation.up)] = _linear(view, first, hidden, weights, "up")
+    inner = _copy_region(view, _node(activation.output), known)
+    return _linear(view, first, inner, weights, "down")
+
+
+def remove_unread(graph: fx.Graph) -> None:
+    """Drop calls that nothing reads, and assertions about values that only they kept alive."""
+    for node in reversed(graph.nodes):
+        if node.op.startswith("call_") and name_of(node) in ASSERTIONS:
+            source = node.args[0]
+            if isinstance(source, fx.Node) and all(name_of(user) in ASSERTIONS for user in source.users):
+                graph.erase_node(node)
+        elif not node.users and node.op.startswith("call_") and not node.is_impure():
+            graph.erase_node(node)
+
+
+def _node(value: object) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _is_aten(view: FxView, first: Block) -> bool:
+    return isinstance(_node(first.out).target, torch._ops.OpOverload)
+
+
+def _add(out: fx.Node) -> object:
+    aten = isinstance(out.target, torch._ops.OpOverload)
+    return torch.ops.aten.add.Tensor if aten else torch.add
+
+
+def _unit_norm(view: FxView, first: Block, weight: fx.Node) -> fx.Node:
+    norm = first.norm
+    node = _node(norm.unit) if norm.unit is not None else _without_gain(view, _node(norm.operator))
+    wanted = getattr(torch, first.dtype)
+    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
+    if known is not None and known != first.dtype:
+        if _is_aten(view, first):
+            return view.module.graph.call_function(torch.ops.aten.to.dtype, (node, wanted))
+        return view.module.graph.call_method("to", (node, wanted))
+    return node
+
+
+def _without_gain(view: FxView, node: fx.Node) -> fx.Node:
+    """A copy of a norm operator whose gain and bias are left out."""
+    graph = view.module.graph
+    if node.op == "call_module":
+        return _functional_norm(graph, node, view.module.get_submodule(str(node.target)))
+    if name_of(node) == "getitem":
+        whole = _without_gain(view, _node(node.args[0]))
+        return graph.call_function(node.target, (whole, 0))  # type: ignore[arg-type]
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for name, index in (("weight", 2), ("bias", 3)):
+        if name == "bias" and "rms_norm" in name_of(node):
+            continue
+        if len(args) > index:
+            args[index] = None
+        elif name in kwargs:
+            kwargs[name] = None
+    return graph.create_node(node.op, node.target, tuple(args), kwargs)
+
+
+def _functional_norm(graph: fx.Graph, node: fx.Node, module: torch.nn.Module) -> fx.Node:
+    x, shape, eps = node.args[0], list(module.normalized_shape), module.eps
+    if isinstance(module, torch.nn.LayerNorm):
+        return graph.call_function(F.layer_norm, (x, shape, None, None, eps))
+    return graph.call_function(F.rms_norm, (x, shape, None, eps))
+
+
+def _linear(view: FxView, first: Block, x: fx.Node, weights: Mapping[str, fx.Node], role: str) -> fx.Node:
+    target = torch.ops.aten.linear.default if _is_aten(view, first) else F.linear
+    bias = weights.get("down_bias" if role == "down" else f"{role}_bias")
+    return view.module.graph.call_function(target, (x, weights[role], bias))
+
+
+def _copy_region(view: FxView, output: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
+    """Copy the elementwise operators above `output`, with new values in the place of the products."""
+    inside = region(view, output, lambda value: value in known)
+    for node in sorted((_node(each) for each in inside.interior), key=view.index):
+        op = view.op(node)
+        if op is not None and op.kind == "pass":
+            known[node] = known[_node(op.inputs[0])]
+            continue
+        known[node] = view.module.graph.node_copy(node, lambda each: known.get(each, each))
+        known[node].meta = {}
+    return known[output]
+
+
+def _redirect_shapes(view: FxView, block: Block, x: fx.Node) -> None:
+    """Let readers of the shape of a stream that is gone read x0's, which is the same."""
+    stream = root(view, block.x)
+    for value in (*block.interior, block.x, stream):
+        if not isinstance(value, fx.Node) or root(view, value) != stream:
+            continue
+        for user in list(value.users):
+            if user.op != "output" and name_of(user) in SHAPE_READERS:
+                user.replace_input_with(value, x)

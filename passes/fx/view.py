@@ -1,0 +1,162 @@
+"""A torch.fx graph as a `View`: dynamo, torch.export before and after decomposition, symbolic_trace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse.passes.elementwise import FUNCTIONS
+from fxfuse.passes.fx.modules import canonical_module
+from fxfuse.passes.fx.ops import ASSERTIONS, HANDLERS, SHAPE_READERS, Call, name_of
+from fxfuse.passes.records import Value
+from fxfuse.passes.view import Op
+
+__all__ = ["Attribute", "FxView", "module_path"]
+
+INPLACE = {"iadd", "add_", "imul", "mul_", "div_", "relu_", "silu_"}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A tensor held by a module of the graph, by dotted path."""
+
+    path: str
+
+
+class FxView:
+    """Reads `module.graph`; `weights` holds the tensors of placeholders that stand for parameters."""
+
+    def __init__(self, module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
+        self.module = module
+        self.weights = dict(weights or {})
+        self._order = {node: index for index, node in enumerate(module.graph.nodes)}
+        self._ops: dict[fx.Node, Op | None] = {}
+        self._constants: set[fx.Node] = set()
+        for node in self._order:
+            self._read(node)
+
+    def values(self) -> Iterable[Value]:
+        """Every call of the graph, in order."""
+        return [node for node in self._order if node.op.startswith("call_")]
+
+    def op(self, value: Value) -> Op | None:
+        """See `View.op`."""
+        return self._ops.get(value) if isinstance(value, fx.Node) else None
+
+    def readers(self, value: Value) -> Sequence[Value]:
+        """See `View.readers`; assertions about a value's type read nothing."""
+        users = value.users if isinstance(value, fx.Node) else ()
+        return [user for user in users if user.op != "output" and name_of(user) not in ASSERTIONS]
+
+    def is_output(self, value: Value) -> bool:
+        """See `View.is_output`."""
+        return isinstance(value, fx.Node) and any(user.op == "output" for user in value.users)
+
+    def is_constant(self, value: Value) -> bool:
+        """See `View.is_constant`."""
+        return isinstance(value, Attribute) or value in self._constants
+
+    def is_parameter(self, value: Value) -> bool:
+        """See `View.is_parameter`."""
+        if isinstance(value, fx.Node) and value.op.startswith("call_"):
+            op = self.op(value)
+            return any(self.is_parameter(each) for each in op.inputs if each is not None) if op else False
+        stored = isinstance(value, Attribute) or value in self._constants
+        return stored and isinstance(self.stored(value), torch.nn.Parameter)
+
+    def stored(self, value: Value) -> torch.Tensor:
+        """See `View.stored`."""
+        if isinstance(value, fx.Node) and value in self.weights:
+            return self.weights[value]
+        path = value.path if isinstance(value, Attribute) else str(value.target)  # type: ignore[union-attr]
+        found: Any = self.module
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found  # type: ignore[no-any-return]
+
+    def shape(self, value: Value) -> tuple[int | None, ...] | None:
+        """See `View.shape`."""
+        meta = self._meta(value)
+        if not isinstance(meta, torch.Tensor):
+            return None
+        return tuple(size if isinstance(size, int) else None for size in meta.shape)
+
+    def dtype(self, value: Value) -> str | None:
+        """See `View.dtype`."""
+        meta = self._meta(value)
+        return str(meta.dtype).removeprefix("torch.") if isinstance(meta, torch.Tensor) else None
+
+    def node_name(self, value: Value) -> str:
+        """See `View.node_name`."""
+        return value.name if isinstance(value, fx.Node) else str(value)
+
+    def scope(self, value: Value) -> str:
+        """See `View.scope`."""
+        if isinstance(value, Attribute):
+            return value.path.rpartition(".")[0]
+        if not isinstance(value, fx.Node):
+            return ""
+        if value.op == "call_module":
+            return str(value.target)
+        stack = value.meta.get("nn_module_stack") or {}
+        return module_path(next(reversed(list(stack.values())))[0]) if stack else ""
+
+    def index(self, node: fx.Node) -> int:
+        """The place of `node` in the graph."""
+        return self._order[node]
+
+    def _meta(self, value: Value) -> Any:
+        if isinstance(value, Attribute) or value in self.weights:
+            return self.stored(value)
+        if not isinstance(value, fx.Node):
+            return None
+        meta = value.meta.get("val", value.meta.get("example_value"))
+        return self.stored(value) if meta is None and value.op == "get_attr" else meta
+
+    def _read(self, node: fx.Node) -> None:
+        if node.op == "get_attr" or node in self.weights:
+            self._constants.add(node)
+        op = self._canonical(node)
+        self._ops[node] = op
+        operands = [each for each in op.inputs if each is not None] if op else []
+        if op and op.kind in FUNCTIONS and operands and all(self._is_fixed(each) for each in operands):
+            self._constants.add(node)
+
+    def _is_fixed(self, operand: Any) -> bool:
+        if isinstance(operand, Op):
+            return all(self._is_fixed(each) for each in operand.inputs)
+        return isinstance(operand, (int, float)) or self.is_constant(operand)
+
+    def _canonical(self, node: fx.Node) -> Op | None:
+        if node.op == "call_module":
+            return canonical_module(node, self.module.get_submodule(str(node.target)), Attribute)
+        if node.op not in ("call_function", "call_method"):
+            return None
+        name = name_of(node)
+        if name in SHAPE_READERS:
+            return Op("shape", (node.args[0],) if node.args else ())  # type: ignore[arg-type]
+        handler = HANDLERS.get(name)
+        op = handler(Call(node, self.shape)) if handler and not self._overwrites(node, name) else None
+        return op or Op(name, tuple(node.all_input_nodes))
+
+    def _overwrites(self, node: fx.Node, name: str) -> bool:
+        """Whether an in-place operator changes a value that something reads later."""
+        if name not in INPLACE or not isinstance(node.args[0], fx.Node):
+            return False
+        return any(self._order[user] > self._order[node] for user in node.args[0].users)
+
+
+def module_path(text: str) -> str:
+    """The dotted path a user knows from what a tracer wrote: "L['self'].layers.2" -> "layers.2"."""
+    text = re.sub(r"\.(forward\.)?__self__\b|\._modules\b|\._orig_mod\b", "", text)
+    text = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", text)
+    parts = [part for part in text.split(".") if part]
+    drop = {"L", "G", "self", "L__self__", "mod", "fn", "_orig_mod"}
+    while parts and parts[0] in drop:
+        parts.pop(0)
+    return ".".join(parts)

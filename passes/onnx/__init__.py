@@ -1,0 +1,1 @@
+"""ONNX graphs over onnx-graphsurgeon: the view that matchers read and the rewrite."""

@@ -1,0 +1,161 @@
+r"""Write one wide FFN where a group of blocks stood, in an ONNX graph.
+
+    x0 ---> first norm, gain folded ---> wide gate, wide up ---> act ---> wide down ---> Add ---> xn
+     \-----------------------------------------------------------------------------------^
+
+1. The first block's unit-gain norm is reused; one operator that also applies the gain is copied with ones.
+2. The first block's elementwise region is copied, so an activation stays spelled as it was.
+3. The group's last Add keeps its name and its output and reads x0 and the wide branch.
+4. Readers of a shape in between read x0's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from fxfuse.passes.elementwise import region
+from fxfuse.passes.onnx.view import OnnxView
+from fxfuse.passes.records import Block, Value
+from fxfuse.passes.view import root, strip
+
+__all__ = ["Writer", "insert", "rewrite_group"]
+
+
+class Writer:
+    """Adds nodes and constants to a graph under one prefix, in the order they are asked for."""
+
+    def __init__(self, graph: gs.Graph, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self.nodes: list[gs.Node] = []
+        self.before: gs.Node | None = None
+        self.branch = ""
+        self.constants: list[gs.Constant] = []
+        self._taken = set(graph.tensors())
+
+    def constant(self, name: str, array: np.ndarray) -> gs.Constant:  # type: ignore[type-arg]
+        """A stored tensor named under the prefix."""
+        tensor = gs.Constant(self._free(name), array)
+        self.constants.append(tensor)
+        return tensor
+
+    def node(self, op: str, inputs: Sequence[gs.Tensor], name: str, like: gs.Tensor | None = None, **attrs: object):  # type: ignore[no-untyped-def]
+        """A node with one output, named under the prefix; `like` lends the output its type."""
+        output = gs.Variable(self._free(name), dtype=like.dtype if like is not None else None)
+        domain = attrs.pop("domain", None)
+        self.nodes.append(gs.Node(op, output.name, attrs, list(inputs), [output], domain=domain))
+        return output
+
+    def _free(self, name: str) -> str:
+        base = f"{self.prefix}/{name}"
+        candidate, count = base, 1
+        while candidate in self._taken:
+            candidate, count = f"{base}_{count}", count + 1
+        self._taken.add(candidate)
+        return candidate
+
+
+def rewrite_group(
+    view: OnnxView,
+    blocks: Sequence[Block],
+    weights: Mapping[str, np.ndarray],  # type: ignore[type-arg]
+    prefix: str,
+) -> Writer:
+    """Replace `blocks` by one wide FFN over `weights` (arrays, by field name of `Wide`, [out, in]).
+
+    New nodes stand in `Writer.nodes`, in order; `insert` puts them into the graph.
+    """
+    first, last = blocks[0], blocks[-1]
+    writer = Writer(view.graph, prefix)
+    tensors = {
+        name: writer.constant(name, array.T if array.ndim == 2 else array) for name, array in weights.items()
+    }
+    branch = _wide_branch(view, writer, first, tensors)
+    add = view.tensors[str(last.out)].inputs[0]
+    for index, value in enumerate(add.inputs):
+        add.inputs[index] = branch if value.name == last.branch else view.tensors[str(first.x)]
+    for block in blocks[1:]:
+        _redirect_shapes(view, block, first.x)
+    writer.before, writer.branch = add, branch.name
+    return writer
+
+
+def insert(graph: gs.Graph, writers: Sequence[Writer]) -> None:
+    """Put the new nodes of every group before its last add, in one pass over the graph."""
+    places = {id(writer.before): writer.nodes for writer in writers}
+    ordered = [each for node in graph.nodes for each in (*places.get(id(node), ()), node)]
+    graph.nodes = ordered
+
+
+def _wide_branch(view: OnnxView, writer: Writer, first: Block, weights: Mapping[str, gs.Constant]) -> gs.Tensor:
+    activation = first.ffn.activation
+    hidden = _unit_norm(view, writer, first)
+    known = {activation.gate: _linear(writer, hidden, weights, "gate")}
+    if activation.up is not None:
+        known[activation.up] = _linear(writer, hidden, weights, "up")
+    inner = _copy_region(view, writer, activation.output, known)
+    return _linear(writer, inner, weights, "down")
+
+
+def _unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
+    norm = first.norm
+    if norm.unit is not None:
+        tensor = view.tensors[str(norm.unit)]
+    else:
+        operator = view.tensors[str(norm.operator)].inputs[0]
+        kind = view.dtype(operator.inputs[1].name) or first.dtype
+        ones = writer.constant("unit_gain", np.ones(first.hidden_size, _numpy_dtype(kind)))
+        like = view.tensors[str(norm.operator)]
+        tensor = writer.node(
+            operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
+        )
+    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
+    if known is not None and known != first.dtype:
+        to = getattr(onnx.TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(first.dtype, first.dtype.upper()))
+        tensor = writer.node("Cast", [tensor], "norm_cast", to=int(to))
+    return tensor
+
+
+def _numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
+    if name == "bfloat16":
+        return onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    return np.dtype(name)
+
+
+def _linear(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], role: str) -> gs.Tensor:
+    product = writer.node("MatMul", [x, weights[role]], f"{role}_proj", x)
+    bias = weights.get(f"{role}_bias")
+    return product if bias is None else writer.node("Add", [product, bias], f"{role}_proj_bias", x)
+
+
+def _copy_region(view: OnnxView, writer: Writer, output: Value, known: dict[Value, gs.Tensor]) -> gs.Tensor:
+    """Copy the elementwise operators above `output`, with new values in the place of the products."""
+    inside = region(view, output, lambda value: value in known)
+    producers = {id(node): node for node in (view.tensors[str(each)].inputs[0] for each in inside.interior)}
+    for node in sorted(producers.values(), key=view.position):
+        op = view.op(node.outputs[0].name)
+        if op is not None and op.kind == "pass":
+            known[node.outputs[0].name] = known[op.inputs[0]]  # type: ignore[index]
+            continue
+        inputs = [known.get(each.name, each) for each in node.inputs]
+        old = node.outputs[0]
+        known[old.name] = writer.node(
+            node.op, inputs, node.op.lower(), old, domain=node.domain, **node.attrs
+        )
+    return known[output]
+
+
+def _redirect_shapes(view: OnnxView, block: Block, x: Value) -> None:
+    """Let readers of the shape of a stream that is gone read x0's, which is the same."""
+    stream = strip(view, root(view, block.x))
+    for value in (*block.interior, block.x):
+        tensor = view.tensors.get(str(value))
+        if tensor is None or strip(view, root(view, value)) != stream:
+            continue
+        for node in list(tensor.outputs):
+            if node.op in ("Shape", "Size"):
+                node.inputs[0] = view.tensors[str(x)]

@@ -1,0 +1,48 @@
+"""Constants applied to a value, one after the other: gains, biases, multipliers, LayerScale.
+
+    y = (z * k1 + v1) / k2 ...        each k a scalar or one number per channel, each v one per channel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxfuse.passes.records import Step, Value
+from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, strip
+
+__all__ = ["peel", "peel_while"]
+
+
+def peel(view: View, op: Op) -> tuple[Operand, Step] | None:
+    """Split `op` into the value it works on and the constant it applies; None if it is not such a step."""
+    if op.kind not in ("mul", "div", "add", "sub") or len(op.inputs) != 2:
+        return None
+    first, second = op.inputs
+    if is_constant(view, second):
+        return (first, _step(op.kind, second)) if op.kind != "sub" else None
+    if is_constant(view, first) and op.kind in ("mul", "add"):
+        return second, _step(op.kind, first)
+    return None
+
+
+def peel_while(
+    view: View, operand: Operand, accept: Callable[[Step], bool], trail: set[Value]
+) -> tuple[Operand, tuple[Step, ...]]:
+    """Peel steps off `operand`, casts in between included; the steps come back in the order of application."""
+    steps: list[Step] = []
+    while True:
+        passed: set[Value] = set()
+        inner = strip(view, operand, passed)
+        op = op_of(view, inner)
+        peeled = peel(view, op) if op is not None else None
+        if peeled is None or not accept(peeled[1]):
+            return operand, tuple(reversed(steps))
+        trail |= passed | set(op.via if op else ())
+        if not isinstance(inner, Op):
+            trail.add(inner)  # type: ignore[arg-type]
+        operand, step = peeled
+        steps.append(step)
+
+
+def _step(kind: str, operand: Operand) -> Step:
+    return Step(kind, operand)  # type: ignore[arg-type]

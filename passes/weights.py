@@ -1,0 +1,185 @@
+"""The algebra of a wide FFN: fold, stack, sum. One implementation for both kinds of graph.
+
+With n(x) the unit-gain norm, block i computes
+
+    D_i act(G_i (g_i * n(x) + c_i) + b_i) ...    =    D_i act(G_i diag(g_i) n(x) + (G_i c_i + b_i)) ...
+
+so gain g and norm bias c go into gate and up; multipliers and biases after a product go into its rows. FFNs that
+read the same n(x) are then one FFN, exactly (FFN Fusion, arXiv 2503.18908, Theorem 3.1): gate and up stacked
+by rows, down by columns, down biases summed. Folding is done in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from fxfuse.passes.elementwise import constant
+from fxfuse.passes.records import Block, Linear, Step, Value
+from fxfuse.passes.view import Op, View
+
+__all__ = ["Wide", "widen", "refill", "sources", "ones_like_gain"]
+
+_SLICE = 1 << 22  # elements folded at a time: bounds the float64 copy
+
+
+@dataclass
+class Wide:
+    """The weights of one wide FFN; W is the sum of the blocks' intermediate sizes.
+
+    gate, up: [W, hidden]; down: [hidden, W]; biases [W] and [hidden], None where no block needs one.
+    """
+
+    gate: torch.Tensor
+    up: torch.Tensor | None
+    down: torch.Tensor
+    gate_bias: torch.Tensor | None = None
+    up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors there are, by field name."""
+        pairs = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: tensor for name, tensor in pairs if tensor is not None}
+
+
+def widen(view: View, blocks: Sequence[Block]) -> Wide:
+    """The wide FFN of `blocks`, in the type and on the device of their weights."""
+    first = constant(view, blocks[0].ffn.down.weight, None)
+    like = {"dtype": first.dtype, "device": first.device}
+    hidden, width = blocks[0].hidden_size, sum(block.intermediate_size for block in blocks)
+    gated = blocks[0].gated
+    biased = {role: any(_needs_bias(block, role) for block in blocks) for role in ("gate", "up", "down")}
+    wide = Wide(
+        gate=torch.empty(width, hidden, **like),  # type: ignore[arg-type]
+        up=torch.empty(width, hidden, **like) if gated else None,  # type: ignore[arg-type]
+        down=torch.empty(hidden, width, **like),  # type: ignore[arg-type]
+        gate_bias=torch.zeros(width, **like) if biased["gate"] else None,  # type: ignore[arg-type]
+        up_bias=torch.zeros(width, **like) if gated and biased["up"] else None,  # type: ignore[arg-type]
+        down_bias=torch.zeros(hidden, **like) if biased["down"] else None,  # type: ignore[arg-type]
+    )
+    refill(view, blocks, wide)
+    return wide
+
+
+@torch.no_grad()
+def refill(view: View, blocks: Sequence[Block], wide: Wide) -> None:
+    """Write the wide weights of `blocks` into the tensors of `wide`, in place."""
+    start = 0
+    down_bias = torch.zeros(wide.down.shape[0], dtype=torch.float64, device=wide.down.device)
+    for block in blocks:
+        rows = slice(start, start + block.intermediate_size)
+        gain = block.norm.gain
+        _fold_first(view, block.ffn.gate, gain, wide.gate[rows], wide.gate_bias, rows)
+        if block.ffn.up is not None and wide.up is not None:
+            _fold_first(view, block.ffn.up, gain, wide.up[rows], wide.up_bias, rows)
+        down_bias += _fold_down(view, block.ffn.down, wide.down[:, rows])
+        start = rows.stop
+    if wide.down_bias is not None:
+        wide.down_bias.copy_(down_bias)
+
+
+def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
+    """Every stored tensor that the wide weights of `blocks` are computed from."""
+    found: dict[Value, None] = {}
+    stack: list[object] = []
+    for block in blocks:
+        linears = [each for each in (block.ffn.gate, block.ffn.up, block.ffn.down) if each is not None]
+        stack += [linear.weight for linear in linears]
+        stack += [step.operand for linear in linears for step in linear.steps]
+        stack += [step.operand for step in block.norm.gain]
+    while stack:
+        value = stack.pop()
+        if value is None or isinstance(value, (int, float)):
+            continue
+        op = value if isinstance(value, Op) else view.op(value)  # type: ignore[arg-type]
+        if op is None:
+            found[value] = None  # type: ignore[index]
+        else:
+            stack.extend(op.inputs)
+    return list(found)
+
+
+def ones_like_gain(hidden: int, dtype: torch.dtype) -> torch.Tensor:
+    """The gain of a norm whose own gain was folded: [hidden]."""
+    return torch.ones(hidden, dtype=dtype)
+
+
+def _needs_bias(block: Block, role: str) -> bool:
+    linear = getattr(block.ffn, role)
+    if linear is None:
+        return False
+    steps = linear.steps + (block.norm.gain if role != "down" else ())
+    return any(step.kind == "add" for step in steps)
+
+
+def _fold_first(
+    view: View, linear: Linear, gain: tuple[Step, ...], out: torch.Tensor, bias: torch.Tensor | None, rows: slice
+) -> None:
+    """out = diag(post) W diag(g); the norm's bias and the product's own end up in `bias[rows]`."""
+    weight = _matrix(view, linear)
+    columns, shift = _affine(view, gain, weight.shape[1], weight.device)
+    scale, offset = _affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
+    _scaled_copy(weight, scale, columns, out)
+    if bias is not None:
+        moved = weight.double() @ shift if bool(shift.any()) else torch.zeros_like(offset)
+        bias[rows] = (scale * moved + offset).to(bias.dtype)
+
+
+def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> torch.Tensor:
+    """out = diag(post) W; the bias comes back in float64."""
+    weight = _matrix(view, linear)
+    scale, offset = _affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
+    _scaled_copy(weight, scale, torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device), out)
+    return offset
+
+
+def _matrix(view: View, linear: Linear) -> torch.Tensor:
+    """The product's weight as [out, in], in its stored type."""
+    weight = constant(view, linear.weight, None)
+    weight = weight.T if linear.transposed else weight
+    return weight if linear.rows is None else weight[linear.rows[0] : linear.rows[1]]
+
+
+def _packed_rows(view: View, linear: Linear) -> int:
+    shape = view.shape(linear.weight)
+    assert shape is not None
+    return int(shape[1 if linear.transposed else 0] or 0)
+
+
+def _affine(
+    view: View,
+    steps: Sequence[Step],
+    size: int,
+    device: torch.device,
+    part: tuple[int, int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`steps` as y -> scale * y + offset, each [size] (its part where one is given) in float64."""
+    scale = torch.ones(size, dtype=torch.float64, device=device)
+    offset = torch.zeros(size, dtype=torch.float64, device=device)
+    for step in steps:
+        value = constant(view, step.operand).to(device).reshape(-1)
+        if part is not None and value.numel() not in (1, size):
+            value = _spread(value, size, part)
+        if step.kind == "add":
+            offset = offset + value
+        else:
+            factor = value if step.kind == "mul" else value.reciprocal()
+            scale, offset = scale * factor, offset * factor
+    return (scale, offset) if part is None else (scale[part[0] : part[1]], offset[part[0] : part[1]])
+
+
+def _spread(value: torch.Tensor, size: int, part: tuple[int, int]) -> torch.Tensor:
+    """A constant applied to one part of a packed product, placed where that part is."""
+    whole = torch.zeros(size, dtype=value.dtype, device=value.device)
+    whole[part[0] : part[1]] = value
+    return whole
+
+
+def _scaled_copy(weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
+    step = max(1, _SLICE // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], step):
+        piece = slice(start, start + step)
+        out[piece] = (weight[piece].double() * rows[piece, None] * columns).to(out.dtype)

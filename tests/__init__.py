@@ -1,0 +1,1 @@
+"""Tests of fxfuse, and the material that they share."""

@@ -1,0 +1,109 @@
+"""A decoder as each tool writes it: dynamo, torch.export, and both ONNX exporters."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "torch.fx")
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Hold back what exporters print, log and warn about."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def dynamo_graph(
+    model: nn.Module, *args: Tensor, dynamic: bool = False, compile_dynamic: bool = False
+) -> tuple[GraphModule, list[Any]]:
+    """Return what a torch.compile backend is given: one whole graph and its example inputs.
+
+    `dynamic` marks batch and sequence. `compile_dynamic` is torch.compile's own argument: True makes each
+    float of a module an input too, so that a norm's eps is a placeholder.
+    """
+    caught: list[tuple[GraphModule, list[Any]]] = []
+
+    def backend(graph: GraphModule, example_inputs: list[Any]) -> Any:
+        caught.append((graph, list(example_inputs)))
+        return graph.forward
+
+    torch._dynamo.reset()
+    args = tuple(arg.clone() for arg in args)
+    for arg in args if dynamic else ():
+        torch._dynamo.mark_dynamic(arg, [0, 1])
+    with silenced(), torch.no_grad():
+        compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=compile_dynamic or None)
+        compiled(*args)
+    (only,) = caught
+    return only
+
+
+def exported(model: nn.Module, args: tuple[Tensor, ...], dynamic: bool = False) -> ExportedProgram:
+    """Return torch.export's program in ATen; call its run_decompositions() for core ATen."""
+    with silenced(), torch.no_grad():
+        return torch.export.export(model, args, dynamic_shapes=_dynamic_shapes(dynamic), strict=False)
+
+
+def onnx_dynamo(
+    model: nn.Module, args: tuple[Tensor, ...], path: Path, opset: int | None = None, dynamic: bool = False
+) -> Path:
+    """Write the ONNX file of torch.onnx's present exporter; `opset` None is the exporter's own choice."""
+    with silenced(), torch.no_grad():
+        torch.onnx.export(
+            model,
+            args,
+            path,
+            **_names(),
+            opset_version=opset,
+            dynamic_shapes=_dynamic_shapes(dynamic),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+def onnx_torchscript(
+    model: nn.Module, args: tuple[Tensor, ...], path: Path, opset: int | None = None, dynamic: bool = False
+) -> Path:
+    """Write the ONNX file of the older exporter, which traces with TorchScript."""
+    axes = {0: "batch", 1: "sequence"}
+    with silenced(), torch.no_grad():
+        torch.onnx.export(
+            model,
+            args,
+            str(path),
+            **_names(),
+            opset_version=opset,
+            dynamic_axes={"input_ids": axes, "logits": axes} if dynamic else None,
+            dynamo=False,
+        )
+    return path
+
+
+def _names() -> dict[str, list[str]]:
+    return {"input_names": ["input_ids"], "output_names": ["logits"]}
+
+
+def _dynamic_shapes(dynamic: bool) -> Any:
+    dim = torch.export.Dim
+    return ({0: dim("batch", max=64), 1: dim("sequence", max=64)},) if dynamic else None
