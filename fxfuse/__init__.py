@@ -1,0 +1,83 @@
+"""FFN Fusion as a compiler tool: find runs of norm-FFN blocks, make each one wide FFN, prove it, export it.
+
+    import fxfuse
+    compiled = torch.compile(model, backend=fxfuse)          # or backend="fxfuse", or fxfuse.backend
+    report = fxfuse.fuse_onnx("model.onnx")                  # also: python tools/onnx_fuse.py model.onnx
+    report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
+    graph, report = fxfuse.fuse(exported_program, (input_ids,))
+
+The rewrite is lossy: every report says what was found and why not more, and what it costs on the given inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fxfuse._version import __version__
+from fxfuse.errors import FxfuseError, InputError, VerificationError
+
+if TYPE_CHECKING:
+    from fxfuse.api import export_onnx, fuse, fuse_onnx
+    from fxfuse.backend import backend, reports
+    from fxfuse.budget import Budget
+    from fxfuse.report import Report
+    from fxfuse.sessions import nodes_off_cuda, session
+
+__all__ = [
+    "Budget",
+    "FxfuseError",
+    "InputError",
+    "Report",
+    "VerificationError",
+    "__version__",
+    "backend",
+    "export_onnx",
+    "fuse",
+    "fuse_onnx",
+    "nodes_off_cuda",
+    "reports",
+    "session",
+]
+
+# Where each public name lives. They are loaded on first use, so that `fxfuse --version` does not wait for torch.
+_HOMES = {
+    "backend": "backend",
+    "reports": "backend",
+    "fuse": "api",
+    "fuse_onnx": "api",
+    "export_onnx": "api",
+    "Budget": "budget",
+    "Report": "report",
+    "session": "sessions",
+    "nodes_off_cuda": "sessions",
+}
+
+
+class _Module(ModuleType):
+    """This module as a torch.compile backend: calling it calls `fxfuse.backend`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__getattr__("backend")(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (self.__name__,)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{self.__name__}.{_HOMES[name]}"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing fxfuse.backend binds the submodule to the name of the function: the function wins.
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name, value)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Module

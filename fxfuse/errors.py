@@ -9,7 +9,7 @@ class FxfuseError(Exception):
     exit_code: int = 1
 
 
-class InputError(FxfuseError):
+class InputError(FxfuseError, ValueError):
     """What the user gave cannot be used: a file, a name, a shape, a provider that is not there."""
 
     exit_code = 2

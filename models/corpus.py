@@ -7,6 +7,7 @@ under every other. Test suites, generated tables and what many installations lea
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
@@ -16,35 +17,23 @@ from numpy.typing import NDArray
 __all__ = ["held_out", "is_held_out", "list_files", "training"]
 
 HELD_OUT_PERCENT = 7
-EXCLUDED = frozenset(
-    [
-        "site-packages",
-        "dist-packages",
-        "test",
-        "tests",
-        "idle_test",
-        "idlelib",
-        "lib2to3",
-        "turtledemo",
-        "ensurepip",
-        "distutils",
-        "tkinter",
-        "encodings",
-        "pydoc_data",
-        "lib-dynload",
-        "__pycache__",
-    ]
-)
+EXCLUDED = ("site-packages", "dist-packages", "lib-dynload", "__pycache__")
+TESTS = ("test", "tests", "idle_test")
+NOT_EVERYWHERE = ("idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils", "tkinter")
+GENERATED = ("encodings", "pydoc_data")
 
 
 def list_files(root: Path | None = None) -> list[str]:
     """Return the corpus's files as sorted POSIX paths relative to `root`, by default the standard library."""
     root = root or Path(sysconfig.get_path("stdlib"))
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    kept = (
-        path for path in paths if EXCLUDED.isdisjoint(path.parts) and not path.parts[0].startswith("config-")
-    )
-    return sorted(path.as_posix() for path in kept if not path.name.startswith("_sysconfigdata"))
+    left_out = {*EXCLUDED, *TESTS, *NOT_EVERYWHERE, *GENERATED}
+    found: list[str] = []
+    for folder, folders, names in os.walk(root):
+        # Pruned in place, so that os.walk does not go down into what is installed beside the library.
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+        kept = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        found += ((Path(folder) / name).relative_to(root).as_posix() for name in kept)
+    return sorted(found)
 
 
 def is_held_out(path: str) -> bool:
@@ -56,7 +45,8 @@ def _read(held: bool, root: Path | None) -> NDArray[np.uint8]:
     """Return one side's files, in order of their paths, each ended by a zero byte."""
     base = root or Path(sysconfig.get_path("stdlib"))
     chosen = (base / path for path in list_files(root) if is_held_out(path) == held)
-    return np.frombuffer(b"".join(path.read_bytes() + b"\0" for path in chosen), dtype=np.uint8)
+    texts = (path.read_bytes().replace(b"\r\n", b"\n") + b"\0" for path in chosen)
+    return np.frombuffer(b"".join(texts), dtype=np.uint8)
 
 
 def training(root: Path | None = None) -> NDArray[np.uint8]:
@@ -65,7 +55,7 @@ def training(root: Path | None = None) -> NDArray[np.uint8]:
 
 
 def held_out(max_bytes: int | None = None, root: Path | None = None) -> NDArray[np.uint8]:
-    """Return the bytes never trained on, or `max_bytes` of them in stretches of 4 KiB spread over all files."""
+    """Return the bytes never trained on, or `max_bytes` of them in 4 KiB stretches spread over all files."""
     data = _read(True, root)
     if max_bytes is None or max_bytes >= len(data):
         return data

@@ -1,4 +1,4 @@
-"""Held-out loss of anything that maps token ids to logits: a torch model, an ONNX Runtime session, a fused form.
+"""Held-out loss of whatever maps token ids to logits: a torch model, an ONNX Runtime session, a fused form.
 
 python -m models.evaluate [--model demo] [--max-bytes 204800]
 """
@@ -47,8 +47,8 @@ def nats_per_byte(
 ) -> Evaluation:
     """Return the loss of `predict` over consecutive windows of `data`, none of which sees bytes before it.
 
-    `predict` maps ids `[B, context]` to logits `[B, context, vocab]`. What does not fill a last window is left out.
-    Raises ValueError if `data` is shorter than one window.
+    `predict` maps ids `[B, context]` to logits `[B, context, vocab]`. A last window that is not full is left
+    out. Raises ValueError if `data` is shorter than one window.
     """
     count = (len(data) - 1) // context
     if count < 1:

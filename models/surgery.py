@@ -1,8 +1,8 @@
 """Which attentions matter least, and the decoder without them.
 
-An attention is scored by the cosine of x and x + Attn(norm(x)) (LLM-Drop, arXiv 2406.15786: near 1 means it changes
-little) and by the loss that leaving it out adds. Single scores do not add up, so the window to remove is chosen by the
-loss of the model without all of it.
+An attention is scored by the cosine of x and x + Attn(norm(x)) (LLM-Drop, arXiv 2406.15786: near 1 means it
+changes little) and by the loss that leaving it out adds. Single scores do not add up, so the window to
+remove is chosen by the loss of the model without all of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Importance", "attention_cosines", "measure_importance", "remove_atte
 
 @dataclass(frozen=True)
 class Importance:
-    """`cosines` and `added_loss` by layer; `window_loss` by the first layer of each window that may be removed."""
+    """`cosines` and `added_loss` by layer, `window_loss` by the first layer of each window that may go."""
 
     cosines: list[float]
     added_loss: list[float]
@@ -61,7 +61,7 @@ def remove_attention(model: Decoder, removed: range) -> Decoder:
 
 @torch.inference_mode()
 def attention_cosines(model: Decoder, ids: Tensor) -> list[float]:
-    """Return, layer by layer, the mean cosine of the residual stream before and after its attention is added."""
+    """Return for each layer the mean cosine of the residual stream before and after its attention."""
     before: list[Tensor] = []
     cosines: list[float] = []
 
@@ -79,7 +79,7 @@ def attention_cosines(model: Decoder, ids: Tensor) -> list[float]:
 
 
 def measure_importance(model: Decoder, data: NDArray[np.uint8], size: int, context: int = 256) -> Importance:
-    """Score each attention of a dense model, and each window of `size` that leaves one at either end of the model."""
+    """Score each attention of a dense model, and each window of `size` that leaves the first and the last."""
     depth = len(model.layers)
     whole = nats_per_byte(predictor(model), data, context).mean
 

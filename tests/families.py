@@ -26,8 +26,8 @@ _SIZES = {
     "intermediate_size": INTERMEDIATE,
     "vocab_size": VOCAB,
     "num_attention_heads": 4,
-    "max_position_embeddings": 64,
     "pad_token_id": 0,
+    "eos_token_id": 0,
 }
 
 Branch = Callable[[Any, Tensor], Tensor]

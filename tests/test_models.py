@@ -13,9 +13,10 @@ from models import corpus, load_demo
 from models.checkpoint import load, store
 from models.decoder import Decoder, DecoderConfig, LayerConfig
 from models.evaluate import nats_per_byte, predictor
+from models.fitting import Recipe
 from models.muon import orthogonalise
 from models.surgery import remove_attention, without_attention
-from models.train import Recipe, main
+from models.train import main
 
 DEMOS = Path(__file__).parents[1] / "models"
 LAYERS = tuple(LayerConfig(attention=i not in (1, 2), intermediate_size=24 + 8 * i) for i in range(4))
@@ -39,7 +40,7 @@ def test_config_round_trip() -> None:
     "wrong", [{"hidden_size": 18, "num_heads": 2}, {"norm": "batch"}, {"activation": "sine"}]
 )
 def test_config_refuses_what_it_cannot_build(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="|".join(wrong)):
         DecoderConfig(**wrong)  # type: ignore[arg-type]
 
 

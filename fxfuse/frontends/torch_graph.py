@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +13,29 @@ from torch import fx
 
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.fx.ops import ASSERTIONS, name_of
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 from fxfuse.passes.weights import Wide, widen
+from fxfuse.report import Size
 
-__all__ = ["TorchGraph", "FusedGraph", "depth"]
+__all__ = ["TorchGraph", "FusedGraph", "depth", "first_call", "size_of"]
 
 
 @dataclass
 class FusedGraph:
-    """A rewritten copy; `groups` holds, for each, the blocks in `view`, their wide weights and the new sum."""
+    """A rewritten copy; `groups` holds, for each, the blocks in `view`, their wide weights and the new sum.
+
+    `added` are placeholders that the rewrite made for wide weights, with their tensors, in order.
+    """
 
     module: fx.GraphModule
     view: FxView
     groups: list[tuple[list[Block], Wide, fx.Node]]
-    weight_nodes: list[dict[str, fx.Node]]
+    added: dict[fx.Node, torch.Tensor]
 
 
 class TorchGraph:
@@ -67,36 +73,32 @@ class TorchGraph:
         module, weights = self._copy()
         view = FxView(module, weights)
         blocks = {block.name: block for chain in find_chains(view).chains for block in chain.blocks}
-        fused = FusedGraph(module, view, [], [])
+        fused = FusedGraph(module, view, [], {})
         for index, group in enumerate(groups):
             own = [blocks[block.name] for block in group]
             wide = widen(view, own)
-            nodes = self.attach(fused, own, wide, index)
+            nodes = self.attach(fused, wide, index)
             fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
-            fused.weight_nodes.append(nodes)
         remove_unread(module.graph)
         module.graph.lint()
         module.recompile()
         return fused
 
-    def attach(self, fused: FusedGraph, blocks: Sequence[Block], wide: Wide, index: int) -> dict[str, fx.Node]:
-        """Give the wide weights to the module, and make the nodes that read them."""
+    def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
+        """Give the wide weights to the module as parameters, and make the nodes that read them."""
+        trained = any(parameter.requires_grad for parameter in self.module.parameters())
         nodes = {}
-        trained = any(p.requires_grad for p in self.weights.values()) or any(
-            p.requires_grad for p in self.module.parameters()
-        )
-        with fused.module.graph.inserting_before(first_reader(fused.module.graph)):
+        with fused.module.graph.inserting_before(first_call(fused.module.graph)):
             for name, tensor in wide.tensors().items():
                 path = f"fxfuse_{index}_{name}"
-                parameter = torch.nn.Parameter(tensor, requires_grad=trained and torch.is_grad_enabled())
-                fused.module.register_parameter(path, parameter)
+                fused.module.register_parameter(path, torch.nn.Parameter(tensor, requires_grad=trained))
                 nodes[name] = fused.module.graph.get_attr(path)
         return nodes
 
     def fused_branch(self, fused: FusedGraph, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.fused_branch`."""
         blocks, _, total = fused.groups[index]
-        return self._run(fused.view, fused.module, blocks[0], total.args[1], x)
+        return self._run(fused.view, fused.module, blocks[0], total.args[1], x, fused.added)
 
     def outputs(self, fused: FusedGraph | None) -> tuple[str, bool, list[torch.Tensor]] | None:
         """See `FrontEnd.outputs`."""
@@ -108,13 +110,21 @@ class TorchGraph:
         if fused is not None:
             results = _output_nodes(fused.module)
             with _quiet_run():
-                found = compute(fused.module, dict.fromkeys(results), self._known(fused.module))
+                found = compute(fused.module, dict.fromkeys(results), self._known(fused.module) | fused.added)
             values = [found[node] for node in results]
         index, logits = chosen
         return f"output {index}", logits, [values[index]]
 
-    def _run(self, view: FxView, module: fx.GraphModule, block: Block, wanted: Any, x: torch.Tensor) -> torch.Tensor:
-        known = self._known(module, clone=False)
+    def _run(
+        self,
+        view: FxView,
+        module: fx.GraphModule,
+        block: Block,
+        wanted: Any,
+        x: torch.Tensor,
+        added: Mapping[fx.Node, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        known = self._known(module, clone=False) | dict(added or {})
         stream = root(view, block.x)
         known |= {node: x for node in (block.x, stream, strip(view, stream))}  # type: ignore[misc]
         with _quiet_run():
@@ -148,15 +158,28 @@ class TorchGraph:
 
 
 def depth(module: fx.GraphModule) -> int:
-    """Calls on the longest path through the graph."""
+    """Calls on the longest path through the graph, assertions apart."""
     longest: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
-        own = 1 if node.op.startswith("call_") else 0
+        own = 1 if node.op.startswith("call_") and name_of(node) not in ASSERTIONS else 0
         longest[node] = own + max((longest[each] for each in node.all_input_nodes), default=0)
     return max(longest.values(), default=0)
 
 
-def first_reader(graph: fx.Graph) -> fx.Node:
+def size_of(module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor], ffn_blocks: int) -> Size:
+    """The extent of a graph; parameters are those that it reads."""
+    calls = [node for node in module.graph.nodes if node.op.startswith("call_") and name_of(node) not in ASSERTIONS]
+    read = [tensor for node, tensor in weights.items() if node.users]
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(module)
+        read += [value] if isinstance(value, torch.Tensor) else []
+    for node in module.graph.find_nodes(op="call_module"):
+        read += list(module.get_submodule(str(node.target)).parameters())
+    parameters = sum({id(tensor): tensor.numel() for tensor in read}.values())
+    return Size(len(calls), ffn_blocks, depth(module), parameters)
+
+
+def first_call(graph: fx.Graph) -> fx.Node:
     """The first node after the placeholders."""
     return next(node for node in graph.nodes if node.op != "placeholder")
 

@@ -20,7 +20,9 @@ def match_experts(view: View, value: Value) -> Miss | None:
         if inner is None:
             return None
         if inner.kind == "linear":
-            where = view.scope(value) or view.node_name(value)
+            scope = view.scope(value)
+            layer, _, last = scope.rpartition(".")
+            where = layer if last in ("gate", "router") and layer else scope or view.node_name(value)
             return Miss(where, f"a router chooses experts here ({view.node_name(value)}): they are not one FFN")
         if inner.kind not in FUNCTIONS and inner.kind.lower() not in ("softmax", "reshape", "view"):
             return None
