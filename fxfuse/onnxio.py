@@ -15,7 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_e
 
 from fxfuse.errors import InputError
 
-__all__ = ["load_model", "read_tensor", "write_model", "total_bytes", "infer_shapes", "file_size", "data_files"]
+__all__ = ["load_model", "read_tensor", "write_model", "total_bytes", "count_parameters", "infer_shapes", "file_size", "data_files"]
 
 INLINE_LIMIT = 1 << 30
 """Bytes of weights up to which a model that kept them inside the file stays one file."""
@@ -58,6 +58,12 @@ def data_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
 def total_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all stored weights."""
     return sum(_size(tensor) for tensor in model.graph.initializer)
+
+
+def count_parameters(model: onnx.ModelProto) -> int:
+    """Elements of all stored floating-point tensors, and of quantised ones."""
+    whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+    return sum(_elements(tensor) for tensor in model.graph.initializer if tensor.data_type not in whole)
 
 
 def file_size(model: onnx.ModelProto, path: Path) -> int:
@@ -134,7 +140,11 @@ def _size(tensor: onnx.TensorProto) -> int:
         width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError):
         width = 1
-    return int(np.prod(tensor.dims, dtype=np.int64)) * width
+    return _elements(tensor) * width
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def _move_out(tensor: onnx.TensorProto, folder: Path, target: Any, name: str) -> None:

@@ -25,7 +25,7 @@ from fxfuse.passes.view import root, strip
 from fxfuse.passes.weights import widen
 from fxfuse.sessions import Provider, Session, session
 
-__all__ = ["OnnxFile", "FusedFile", "to_numpy", "depth"]
+__all__ = ["OnnxFile", "FusedFile", "to_numpy", "depth", "vocab_size"]
 
 
 @dataclass
@@ -191,6 +191,20 @@ def depth(model: onnx.ModelProto) -> int:
         own = 1 + max((longest.get(name, 0) for name in node.input), default=0)
         longest.update(dict.fromkeys(node.output, own))
     return max(longest.values(), default=0)
+
+
+def vocab_size(model: onnx.ModelProto) -> int | None:
+    """The rows of the embedding table that a graph input is looked up in; None where the graph shows none."""
+    sizes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    source = {value.name: value.name for value in model.graph.input}
+    rows = []
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze") and node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
+        if node.op_type == "Gather" and node.input[1] in source and len(sizes.get(node.input[0], ())) == 2:
+            rows.append((source[node.input[1]], int(sizes[node.input[0]][0])))
+    tokens = [size for name, size in rows if "pos" not in name and "type" not in name]
+    return min(tokens) if tokens else None
 
 
 def _tensor(value: Any) -> object:

@@ -79,7 +79,7 @@ class TorchGraph:
             wide = widen(view, own)
             nodes = self.attach(fused, wide, index)
             fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
-        remove_unread(module.graph)
+        remove_unread(module.graph, {value for own, _, _ in fused.groups for block in own for value in block.interior})
         module.graph.lint()
         module.recompile()
         return fused

@@ -11,7 +11,7 @@ r"""Write one wide FFN where a group of blocks stood, in a torch.fx graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import fx
@@ -54,14 +54,17 @@ def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> f
     return _linear(view, first, inner, weights, "down")
 
 
-def remove_unread(graph: fx.Graph) -> None:
-    """Drop calls that nothing reads, and assertions about values that only they kept alive."""
+def remove_unread(graph: fx.Graph, covered: Collection[object]) -> None:
+    """Drop calls that nothing reads, and assertions about values that only they kept alive.
+
+    `covered` are values of blocks that were fused: their inactive dropouts count as impure in torch, yet may go.
+    """
     for node in reversed(graph.nodes):
         if node.op.startswith("call_") and name_of(node) in ASSERTIONS:
             source = node.args[0]
             if isinstance(source, fx.Node) and all(name_of(user) in ASSERTIONS for user in source.users):
                 graph.erase_node(node)
-        elif not node.users and node.op.startswith("call_") and not node.is_impure():
+        elif not node.users and node.op.startswith("call_") and (node in covered or not node.is_impure()):
             graph.erase_node(node)
 
 
