@@ -15,6 +15,7 @@ import torch
 from fxfuse import reference
 from fxfuse.budget import Budget
 from fxfuse.errors import FxfuseError, InputError, VerificationError
+from fxfuse.naming import span
 from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.records import Block, Miss, Value
@@ -147,7 +148,7 @@ class _Judge:
 
     def _check(self, group: Group, error: float, rounding: float, wide: torch.Tensor) -> None:
         """Rounding explains at most twice the unfused form's error; anything above is a bug."""
-        where = f"{group.names[0]} to {group.names[-1]}"
+        where = span(group.names)
         resolution = torch.finfo(getattr(torch, group.blocks[0].dtype)).eps
         if rounding > 64 * resolution:
             raise VerificationError(

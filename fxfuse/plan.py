@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fxfuse.budget import Budget
+from fxfuse.naming import span
 from fxfuse.numerics import GroupError
 from fxfuse.passes.records import Block, Chain, Miss
 
@@ -63,7 +64,7 @@ def _divide(
     if budget.min_sqnr is None or error.sqnr_db >= budget.min_sqnr:
         groups.append(Group(tuple(run), error))
         return
-    names = f"{run[0].name} to {run[-1].name}"
+    names = span([block.name for block in run])
     reason = f"fusing {names} keeps {error.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
     _halve(run, budget, measure, groups, misses, reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -200,7 +201,11 @@ class OnnxView:
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """An array as a tensor; bfloat16 goes by its bits, since NumPy's own types lack it."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    """An array as a tensor over the same memory; bfloat16 goes by its bits, since NumPy's own types lack it."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    with warnings.catch_warnings():
+        # Weights read from a file are read-only, and nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)

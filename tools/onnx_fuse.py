@@ -1,0 +1,8 @@
+"""Fuse the FFN chains of an ONNX model: python tools/onnx_fuse.py MODEL.onnx [-o OUT.onnx] ... (see --help)."""
+
+import sys
+
+from fxfuse.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
