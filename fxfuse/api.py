@@ -29,7 +29,7 @@ from fxfuse.pipeline import Progress, fuse as run_pipeline
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
 
-__all__ = ["fuse", "fuse_onnx", "export_onnx", "default_output"]
+__all__ = ["fuse", "fuse_onnx", "export_onnx", "default_output", "quiet_exporter"]
 
 log = logging.getLogger("fxfuse")
 
@@ -269,7 +269,7 @@ def _export(
     path: Path,
 ) -> Sample:
     """Write the plain ONNX model; returns the example arguments as the model's inputs."""
-    with _quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         program = torch.onnx.export(exported, args, kwargs=kwargs, opset_version=opset, dynamo=True, verbose=False)
     assert program is not None
@@ -295,7 +295,7 @@ def _copy_model(source: Path, folder: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter warns of things that its users cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [each.level for each in loggers]

@@ -109,19 +109,14 @@ class DynamoGraph(TorchGraph):
             with fused.module.graph.inserting_after(last):
                 last = fused.module.graph.placeholder(f"fxfuse_{index}_{name}")
             last.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-            last._dynamo_source = None  # type: ignore[attr-defined]
-            fused.added[last] = nodes_tensor(tensor)
+            last._dynamo_source = None
+            fused.added[last] = tensor.detach().requires_grad_(False)
             nodes[name] = last
         return nodes
 
     def weights_of(self, fused: FusedGraph) -> dict[fx.Node, torch.Tensor]:
         """The weights that the fused graph reads, as placeholders of its own."""
         return {**fused.view.weights, **fused.added}
-
-
-def nodes_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A wide weight as a tensor that no gradient flows into."""
-    return tensor.detach().requires_grad_(False)
 
 
 class CompiledGraph:
@@ -186,7 +181,7 @@ def _plain(value: Any) -> Any:
 def _inner_backend(inner: Inner, mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Compiled]:
     """A function (module, inputs) -> callable of the inner backend, with mode and options passed on."""
     if inner == "inductor":
-        return torch._TorchCompileInductorWrapper(mode, dict(options or {}), None)  # type: ignore[no-any-return]
+        return torch._TorchCompileInductorWrapper(mode, dict(options or {}), None)  # type: ignore[no-untyped-call]
     if isinstance(inner, str):
         inner = _lookup(inner)
     if not callable(inner):
@@ -202,7 +197,7 @@ def _inner_backend(inner: Inner, mode: str | None, options: Mapping[str, Any] | 
 
 def _lookup(name: str) -> Callable[..., Any]:
     try:
-        return lookup_backend(name)  # type: ignore[no-any-return]
+        return lookup_backend(name)
     except Exception:
         near = difflib.get_close_matches(name, torch._dynamo.list_backends(None), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see torch._dynamo.list_backends()."

@@ -96,7 +96,7 @@ def _norm(tensor: torch.Tensor) -> float:
 
 
 def _decibels(signal: float, noise: float) -> float:
-    if math.isnan(signal) or math.isnan(noise):
+    if math.isnan(signal) or not math.isfinite(noise):
         return -MAX_DB
     if noise <= 0.0:
         return MAX_DB

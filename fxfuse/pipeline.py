@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -35,7 +35,9 @@ Progress = Callable[[str], None]
 class FrontEnd(Protocol[Fused]):
     """A graph, the inputs it is measured on, and the runtime that measures it."""
 
-    view: View
+    @property
+    def view(self) -> View:
+        """The graph as it is read."""
 
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
         """What `values` hold for every sample, in one pass over the samples; keeps the outputs too."""
@@ -49,7 +51,7 @@ class FrontEnd(Protocol[Fused]):
     def fused_branch(self, fused: Fused, index: int, x: torch.Tensor, sample: Sample) -> torch.Tensor:
         """The wide branch of group `index` in the runtime."""
 
-    def outputs(self, fused: Fused | None) -> tuple[str, bool, list[torch.Tensor]] | None:
+    def outputs(self, fused: Fused | None, hidden_size: int) -> tuple[str, bool, list[torch.Tensor]] | None:
         """The output to compare (its name, whether it is logits, its value for every sample)."""
 
 
@@ -100,11 +102,12 @@ def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Prog
     return None
 
 
-class _Judge:
+class _Judge(Generic[Fused]):
     """Measures groups on the states of the sequential model."""
 
     def __init__(self, front: FrontEnd[Fused], blocks: Sequence[Block]) -> None:
         self.front = front
+        self.hidden_size = blocks[0].hidden_size
         self.states = front.states([value for block in blocks for value in (block.x, block.out)])
         for block in blocks:
             if not is_finite([state[value] for state in self.states for value in (block.x, block.out)]):
@@ -123,7 +126,7 @@ class _Judge:
             fused.append(x.double() + sum(each.double() for each in branches))
         return group_error([s[first.x] for s in self.states], [s[last.out] for s in self.states], fused)
 
-    def verify(self, fused: object, index: int, group: Group) -> GroupReport:
+    def verify(self, fused: Fused, index: int, group: Group) -> GroupReport:
         """Hold the wide FFN against the hand-written parallel sum in float64."""
         first = group.blocks[0]
         wide: list[torch.Tensor] = []
@@ -132,7 +135,7 @@ class _Judge:
         typed: list[torch.Tensor] = []
         for sample, state in enumerate(self.states):
             x = state[first.x]
-            wide.append(self.front.fused_branch(fused, index, x, sample).flatten())  # type: ignore[arg-type]
+            wide.append(self.front.fused_branch(fused, index, x, sample).flatten())
             plain.append(sum(self.front.branch(b, x, sample).double() for b in group.blocks).flatten())  # type: ignore[union-attr]
             exact.append(reference.parallel(self.front.view, group.blocks, x, torch.float64).flatten())
             typed.append(reference.parallel(self.front.view, group.blocks, x, getattr(torch, first.dtype)).flatten())
@@ -161,9 +164,10 @@ class _Judge:
                 f"rounding error of {rounding:.2g}: nothing was written; exclude these blocks for now."
             )
 
-    def compare(self, fused: object, budget: Budget) -> EndToEnd | None:
+    def compare(self, fused: Fused, budget: Budget) -> EndToEnd | None:
         """The fused model against the original, end to end."""
-        before, after = self.front.outputs(None), self.front.outputs(fused)  # type: ignore[arg-type]
+        before = self.front.outputs(None, self.hidden_size)
+        after = self.front.outputs(fused, self.hidden_size)
         if before is None or after is None or (budget.max_kl is not None and not before[1]):
             if budget.max_kl is not None:
                 raise InputError("max_kl needs a model that returns logits, and none of its outputs looks like them.")

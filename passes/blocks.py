@@ -76,6 +76,9 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
             f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "  # type: ignore[arg-type]
             "attention and FFN stand in parallel, or something lies between"
         )
+    ranks = [len(shape) for shape in (view.shape(norm.source), view.shape(base)) if shape is not None]  # type: ignore[arg-type]
+    if len(set(ranks)) > 1:
+        return reading.miss(f"the norm reads the stream as {ranks[0]} axes, the residual add as {ranks[1]}")
     if match.objection is not None:
         return reading.miss(match.objection)
     shared = _shared_weight(view, match.ffn, reading.trail)

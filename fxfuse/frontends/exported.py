@@ -81,8 +81,8 @@ class ExportedGraph(TorchGraph):
 
     def _tensor(self, spec: InputSpec) -> torch.Tensor:
         assert spec.target is not None
-        found = self.program.state_dict.get(spec.target)
-        return found if found is not None else self.program.constants[spec.target]
+        found: torch.Tensor | None = self.program.state_dict.get(spec.target)
+        return self.program.constants[spec.target] if found is None else found
 
 
 def _flatten(program: ExportedProgram, example_inputs: Sequence[Any]) -> list[Any]:
@@ -118,5 +118,5 @@ def _with_values(fused: FusedGraph) -> fx.Graph:
         for node in fused.module.graph.nodes:
             if node.op == "call_function" and "val" not in node.meta:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
-                node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+                node.meta["val"] = node.target(*args, **kwargs)
     return fused.module.graph

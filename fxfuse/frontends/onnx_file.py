@@ -14,7 +14,6 @@ import torch
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.inputs import Sample
 from fxfuse.onnxio import INLINE_LIMIT, infer_shapes, read_tensor, total_bytes, write_model
-from fxfuse.passes.chains import find_chains
 from fxfuse.passes.onnx.extract import ModelIndex, extract
 from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
@@ -111,12 +110,13 @@ class OnnxFile:
         block, name = fused.groups[index]
         return self._part(ModelIndex(fused.model), fused.path.parent, block, name)(x, sample)
 
-    def outputs(self, fused: FusedFile | None) -> tuple[str, bool, list[torch.Tensor]] | None:
+    def outputs(
+        self, fused: FusedFile | None, hidden_size: int
+    ) -> tuple[str, bool, list[torch.Tensor]] | None:
         """See `FrontEnd.outputs`."""
         names = [output.name for output in self.model.graph.output]
-        hidden = next(block.hidden_size for chain in find_chains(self.view).chains for block in chain.blocks)
         first = [_tensor(each) for each in self._outputs[0]]
-        chosen = choose_output(names, first, hidden)
+        chosen = choose_output(names, first, hidden_size)
         if chosen is None:
             return None
         results = self._outputs

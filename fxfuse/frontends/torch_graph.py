@@ -100,10 +100,11 @@ class TorchGraph:
         blocks, _, total = fused.groups[index]
         return self._run(fused.view, fused.module, blocks[0], total.args[1], x, fused.added)
 
-    def outputs(self, fused: FusedGraph | None) -> tuple[str, bool, list[torch.Tensor]] | None:
+    def outputs(
+        self, fused: FusedGraph | None, hidden_size: int
+    ) -> tuple[str, bool, list[torch.Tensor]] | None:
         """See `FrontEnd.outputs`."""
-        hidden = next(block.hidden_size for chain in find_chains(self.view).chains for block in chain.blocks)
-        chosen = choose_output([""] * len(self._outputs), self._outputs, hidden)
+        chosen = choose_output([""] * len(self._outputs), self._outputs, hidden_size)
         if chosen is None:
             return None
         values = self._outputs
@@ -181,7 +182,11 @@ def size_of(module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor], ffn
 
 def first_call(graph: fx.Graph) -> fx.Node:
     """The first node after the placeholders."""
-    return next(node for node in graph.nodes if node.op != "placeholder")
+    node: fx.Node
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            return node
+    raise ValueError("a graph without an output")
 
 
 def _output_nodes(module: fx.GraphModule) -> list[fx.Node]:

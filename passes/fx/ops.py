@@ -89,10 +89,12 @@ def _clamp(call: Call) -> Op | None:
     return value if isinstance(value, Op) else None
 
 
-def _cast(call: Call) -> Op:
+def _cast(call: Call) -> Op | None:
     out, source = call.node, call.get(0, "input")
     dtype = next((each for each in (*out.args[1:], *out.kwargs.values()) if isinstance(each, torch.dtype)), None)
     dtype = dtype or _METHOD_DTYPES.get(str(out.target)) or _dtype_of(out)
+    if dtype is not None and not dtype.is_floating_point:
+        return None
     return Op("cast", (source,), {"dtype": str(dtype).removeprefix("torch.")}) if dtype else Op("pass", (source,))
 
 
@@ -138,8 +140,11 @@ def _rms_norm(call: Call) -> Op | None:
     eps = call.get(3, "eps")
     if len(shape) != 1:
         return None
-    dtype = _dtype_of(x) if isinstance(x, fx.Node) else None
-    return Op("rms_norm", (x, gain), {"eps": torch.finfo(dtype or torch.float32).eps if eps is None else eps})
+    if eps is None:
+        known = _dtype_of(x) if isinstance(x, fx.Node) else None
+        # Torch takes the resolution of the type it computes in, which is at least float32.
+        eps = torch.finfo(torch.promote_types(known or torch.float32, torch.float32)).eps
+    return Op("rms_norm", (x, gain), {"eps": eps})
 
 
 def _layer_norm(call: Call) -> Op | None:

@@ -5,7 +5,7 @@ r"""Write one wide FFN where a group of blocks stood, in a torch.fx graph.
 
 1. The first block's unit-gain norm is reused; one operator that also applies the gain is copied without it.
 2. The first block's elementwise region is copied, so an activation stays spelled as it was.
-3. The group's last add keeps its place and its name; readers of a shape in between read x0's.
+3. The group's last add stays the same node, but reads x0; readers of a shape in between read x0's.
 4. Nothing is removed here but what nothing reads any more.
 """
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from fxfuse.passes.elementwise import region
 from fxfuse.passes.fx.ops import ASSERTIONS, SHAPE_READERS, name_of
 from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.fx.writes import target_of
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import root
 
@@ -28,19 +29,16 @@ __all__ = ["rewrite_group", "wide_branch", "remove_unread"]
 
 def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, fx.Node]) -> fx.Node:
     """Replace `blocks` by one wide FFN over `weights` (nodes, by field name of `Wide`); returns xn."""
-    first, last = blocks[0], blocks[-1]
-    x, out = _node(first.x), _node(last.out)
-    with view.module.graph.inserting_before(out):
-        branch = wide_branch(view, first, weights)
-        total = view.module.graph.call_function(_add(out), (x, branch))
-    total.meta = dict(out.meta)
-    name = out.name
-    out.replace_all_uses_with(total)
+    first, out = blocks[0], _node(blocks[-1].out)
+    x, graph = _node(first.x), view.module.graph
+    with graph.inserting_before(out):
+        branch = _as_typed(view, wide_branch(view, first, weights), first, out)
     for block in blocks[1:]:
         _redirect_shapes(view, block, x)
-    view.module.graph.erase_node(out)
-    total.name = name
-    return total
+    for block in blocks:
+        _make_plain(_node(block.out))
+    out.args, out.kwargs = (x, branch), {}
+    return out
 
 
 def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> fx.Node:
@@ -58,14 +56,20 @@ def remove_unread(graph: fx.Graph, covered: Collection[object]) -> None:
     """Drop calls that nothing reads, and assertions about values that only they kept alive.
 
     `covered` are values of blocks that were fused: their inactive dropouts count as impure in torch, yet may go.
+    A call that nothing reads because it writes in place stays.
     """
     for node in reversed(graph.nodes):
         if node.op.startswith("call_") and name_of(node) in ASSERTIONS:
             source = node.args[0]
             if isinstance(source, fx.Node) and all(name_of(user) in ASSERTIONS for user in source.users):
                 graph.erase_node(node)
-        elif not node.users and node.op.startswith("call_") and (node in covered or not node.is_impure()):
+        elif not node.users and node.op.startswith("call_") and (node in covered or not _has_effect(node)):
             graph.erase_node(node)
+
+
+def _has_effect(node: fx.Node) -> bool:
+    module = node.graph.owning_module
+    return node.is_impure() or module is None or target_of(node, module) is not None
 
 
 def _node(value: object) -> fx.Node:
@@ -77,21 +81,33 @@ def _is_aten(view: FxView, first: Block) -> bool:
     return isinstance(_node(first.out).target, torch._ops.OpOverload)
 
 
-def _add(out: fx.Node) -> object:
+def _make_plain(out: fx.Node) -> None:
+    """Turn an add of any spelling into one that writes over nothing, since x0 is read again."""
     aten = isinstance(out.target, torch._ops.OpOverload)
-    return torch.ops.aten.add.Tensor if aten else torch.add
+    out.op, out.target = "call_function", torch.ops.aten.add.Tensor if aten else torch.add
+
+
+def _as_typed(view: FxView, branch: fx.Node, first: Block, out: fx.Node) -> fx.Node:
+    """`branch` in the type of the sum, where a constant of a wider type had promoted it."""
+    wanted = view.dtype(out)
+    if wanted is None or wanted in (first.dtype, view.dtype(first.x)):
+        return branch
+    return _cast(view, branch, first, wanted)
+
+
+def _cast(view: FxView, node: fx.Node, first: Block, dtype: str) -> fx.Node:
+    wanted = getattr(torch, dtype)
+    if _is_aten(view, first):
+        return view.module.graph.call_function(torch.ops.aten.to.dtype, (node, wanted))
+    return view.module.graph.call_method("to", (node, wanted))
 
 
 def _unit_norm(view: FxView, first: Block, weight: fx.Node) -> fx.Node:
     norm = first.norm
     node = _node(norm.unit) if norm.unit is not None else _without_gain(view, _node(norm.operator))
-    wanted = getattr(torch, first.dtype)
     known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
-    if known is not None and known != first.dtype:
-        if _is_aten(view, first):
-            return view.module.graph.call_function(torch.ops.aten.to.dtype, (node, wanted))
-        return view.module.graph.call_method("to", (node, wanted))
-    return node
+    # Where types are not told, a norm may have been computed in float32.
+    return node if (known or "float32") == first.dtype else _cast(view, node, first, first.dtype)
 
 
 def _without_gain(view: FxView, node: fx.Node) -> fx.Node:

@@ -13,13 +13,11 @@ from torch import fx
 from fxfuse.passes.elementwise import FUNCTIONS
 from fxfuse.passes.fx.modules import canonical_module
 from fxfuse.passes.fx.ops import ASSERTIONS, HANDLERS, SHAPE_READERS, Call, name_of
+from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Value
 from fxfuse.passes.view import Op
 
 __all__ = ["Attribute", "FxView", "module_path"]
-
-INPLACE = {"iadd", "add_", "imul", "mul_", "div_", "relu_", "silu_"}
-
 
 @dataclass(frozen=True)
 class Attribute:
@@ -34,11 +32,13 @@ class FxView:
     def __init__(self, module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
         self.module = module
         self.weights = dict(weights or {})
+        self._writes = Writes(module)
         self._order = {node: index for index, node in enumerate(module.graph.nodes)}
         self._ops: dict[fx.Node, Op | None] = {}
         self._constants: set[fx.Node] = set()
         for node in self._order:
             self._read(node)
+        self._weight_readers = self._read_weights()
 
     def values(self) -> Iterable[Value]:
         """Every call of the graph, in order."""
@@ -50,6 +50,8 @@ class FxView:
 
     def readers(self, value: Value) -> Sequence[Value]:
         """See `View.readers`; assertions about a value's type read nothing."""
+        if self._holds_tensor(value):
+            return self._weight_readers.get(id(self.stored(value)), [])
         users = value.users if isinstance(value, fx.Node) else ()
         return [user for user in users if user.op != "output" and name_of(user) not in ASSERTIONS]
 
@@ -66,8 +68,7 @@ class FxView:
         if isinstance(value, fx.Node) and value.op.startswith("call_"):
             op = self.op(value)
             return any(self.is_parameter(each) for each in op.inputs if each is not None) if op else False
-        stored = isinstance(value, Attribute) or value in self._constants
-        return stored and isinstance(self.stored(value), torch.nn.Parameter)
+        return self._holds_tensor(value) and isinstance(self.stored(value), torch.nn.Parameter)
 
     def stored(self, value: Value) -> torch.Tensor:
         """See `View.stored`."""
@@ -119,13 +120,30 @@ class FxView:
         return self.stored(value) if meta is None and value.op == "get_attr" else meta
 
     def _read(self, node: fx.Node) -> None:
-        if node.op == "get_attr" or node in self.weights:
+        if (node.op == "get_attr" or node in self.weights) and not self._writes.spoil(node):
             self._constants.add(node)
         op = self._canonical(node)
         self._ops[node] = op
         operands = [each for each in op.inputs if each is not None] if op else []
         if op and op.kind in FUNCTIONS and operands and all(self._is_fixed(each) for each in operands):
             self._constants.add(node)
+
+    def _holds_tensor(self, value: Value) -> bool:
+        stored = isinstance(value, Attribute) or value in self.weights
+        return stored or (isinstance(value, fx.Node) and value.op == "get_attr")
+
+    def _read_weights(self) -> dict[int, list[Value]]:
+        """Who reads each stored tensor, under whichever of its names."""
+        readers: dict[int, list[Value]] = {}
+        for node in self._order:
+            op = self._ops[node]
+            for each in op.inputs if op else ():
+                if isinstance(each, Attribute):
+                    readers.setdefault(id(self.stored(each)), []).append(node)
+            if self._holds_tensor(node):
+                calls = [user for user in node.users if user.op != "output" and name_of(user) not in ASSERTIONS]
+                readers.setdefault(id(self.stored(node)), []).extend(calls)
+        return readers
 
     def _is_fixed(self, operand: Any) -> bool:
         if isinstance(operand, Op):
@@ -134,21 +152,24 @@ class FxView:
 
     def _canonical(self, node: fx.Node) -> Op | None:
         if node.op == "call_module":
-            return canonical_module(node, self.module.get_submodule(str(node.target)), Attribute)
+            module = self.module.get_submodule(str(node.target))
+            return self._unless_written(node, canonical_module(node, module, Attribute))
         if node.op not in ("call_function", "call_method"):
             return None
         name = name_of(node)
         if name in SHAPE_READERS:
             return Op("shape", (node.args[0],) if node.args else ())  # type: ignore[arg-type]
         handler = HANDLERS.get(name)
-        op = handler(Call(node, self.shape)) if handler and not self._overwrites(node, name) else None
-        return op or Op(name, tuple(node.all_input_nodes))
+        op = handler(Call(node, self.shape)) if handler else None
+        return self._unless_written(node, op or Op(name, tuple(node.all_input_nodes)))
 
-    def _overwrites(self, node: fx.Node, name: str) -> bool:
-        """Whether an in-place operator changes a value that something reads later."""
-        if name not in INPLACE or not isinstance(node.args[0], fx.Node):
-            return False
-        return any(self._order[user] > self._order[node] for user in node.args[0].users)
+    def _unless_written(self, node: fx.Node, op: Op) -> Op:
+        """`op`, or an operator no rule knows where an in-place write makes it mean something else."""
+        if self._writes.spoil(node):
+            return Op(f"{op.kind} that is written over", tuple(node.all_input_nodes))
+        if self._writes.is_noticed(node) or (op.kind == "add" and self._writes.pin(node)):
+            return Op(f"{op.kind} beside an in-place write", tuple(node.all_input_nodes))
+        return op
 
 
 def module_path(text: str) -> str:

@@ -29,6 +29,8 @@ def fold_integers(view: OnnxView, value: str, seen: list[str], depth: int = 12) 
     if stored is not None or tensor is None or not tensor.inputs or depth == 0:
         return stored
     node = tensor.inputs[0]
+    if node.op not in (*_PASSING, *_ARITHMETIC, "Gather", "Concat"):
+        return None
     seen.append(value)
     names = [each.name for each in node.inputs]
     if node.op == "Gather" and view.tensors[names[0]].inputs:
@@ -53,7 +55,7 @@ def _size_of(view: OnnxView, names: list[str], seen: list[str], depth: int) -> l
     """Gather(Shape(y), -1), where the width of y is known."""
     shape = view.tensors[names[0]].inputs[0]
     index = fold_integers(view, names[1], seen, depth - 1)
-    if shape.op != "Shape" or index is None or len(index) != 1:
+    if shape.op != "Shape" or shape.attrs or index is None or len(index) != 1:
         return None
     source = shape.inputs[0].name
     known = view.shape(source)

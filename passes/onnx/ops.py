@@ -61,13 +61,16 @@ def torch_dtype_name(elem_type: int) -> str | None:
     return names.get(name, name.lower())
 
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
 def _elementwise(kind: str, arity: int = 1) -> Callable[[NodeCall, int], Op | None]:
     return lambda call, _: Op(kind, tuple(call.inputs[:arity])) if len(call.inputs) == arity else None
 
 
-def _cast(call: NodeCall, _: int) -> Op:
+def _cast(call: NodeCall, _: int) -> Op | None:
     dtype = torch_dtype_name(_element_type(call.attribute("to")))
-    return Op("cast", (call.input(0),), {"dtype": dtype})
+    return Op("cast", (call.input(0),), {"dtype": dtype}) if dtype in _FLOATS else None
 
 
 def _element_type(to: Any) -> int:
@@ -77,7 +80,7 @@ def _element_type(to: Any) -> int:
 
 def _dropout(call: NodeCall, _: int) -> Op:
     training = call.input(2)
-    active = training is not None and call.facts.number(training) not in (0.0, None)
+    active = training is not None and call.facts.number(training) != 0.0
     ratio = call.facts.number(call.input(1) or "")
     return Op("dropout", (call.input(0),), {"active": active, "p": 0.5 if ratio is None else ratio})
 

@@ -74,7 +74,7 @@ def rewrite_group(
     tensors = {
         name: writer.constant(name, array.T if array.ndim == 2 else array) for name, array in weights.items()
     }
-    branch = _wide_branch(view, writer, first, tensors)
+    branch = _as_typed(view, writer, _wide_branch(view, writer, first, tensors), last)
     add = view.tensors[str(last.out)].inputs[0]
     for index, value in enumerate(add.inputs):
         add.inputs[index] = branch if value.name == last.branch else view.tensors[str(first.x)]
@@ -114,10 +114,18 @@ def _unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
             operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
         )
     known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
-    if known is not None and known != first.dtype:
-        to = getattr(onnx.TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(first.dtype, first.dtype.upper()))
-        tensor = writer.node("Cast", [tensor], "norm_cast", to=int(to))
-    return tensor
+    return tensor if known in (None, first.dtype) else _cast(writer, tensor, "norm_cast", first.dtype)
+
+
+def _as_typed(view: OnnxView, writer: Writer, branch: gs.Tensor, last: Block) -> gs.Tensor:
+    """The branch in the stream's type, which an FFN of another type is cast to before its Add."""
+    known = view.dtype(last.branch)
+    return branch if known in (None, last.dtype) else _cast(writer, branch, "branch_cast", str(known))
+
+
+def _cast(writer: Writer, tensor: gs.Tensor, name: str, dtype: str) -> gs.Tensor:
+    kind = {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
+    return writer.node("Cast", [tensor], name, to=int(getattr(onnx.TensorProto, kind)))
 
 
 def _numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]

@@ -34,11 +34,14 @@ def splice(
             _copy(model, field.name, value)
     source, graph = original.graph, model.graph
     for field, value in source.ListFields():
-        if field.name not in ("node", "initializer", "value_info"):
+        if field.name not in ("node", "initializer", "value_info", "input"):
             _copy(graph, field.name, value)
     kept = [node for node in view.graph.nodes if id(node) in alive]
     graph.node.extend(_proto(view, node, origin) for node in kept)
     gone = _gone(view, kept)
+    # Old models list their initializers as inputs too.
+    stored = {tensor.name for tensor in source.initializer}
+    graph.input.extend(value for value in source.input if value.name not in gone & stored)
     graph.initializer.extend(tensor for tensor in source.initializer if tensor.name not in gone)
     graph.initializer.extend(OnnxExporter.export_tensor_proto(tensor) for tensor in new)
     graph.value_info.extend(value for value in source.value_info if value.name not in gone)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fxfuse.passes.elementwise import constant
 from fxfuse.passes.records import Step, Value
 from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, strip
 
-__all__ = ["peel", "peel_while"]
+__all__ = ["peel", "peel_while", "is_per_channel"]
 
 
 def peel(view: View, op: Op) -> tuple[Operand, Step] | None:
@@ -18,9 +19,9 @@ def peel(view: View, op: Op) -> tuple[Operand, Step] | None:
     if op.kind not in ("mul", "div", "add", "sub") or len(op.inputs) != 2:
         return None
     first, second = op.inputs
-    if is_constant(view, second):
+    if is_per_channel(view, second):
         return (first, _step(op.kind, second)) if op.kind != "sub" else None
-    if is_constant(view, first) and op.kind in ("mul", "add"):
+    if is_per_channel(view, first) and op.kind in ("mul", "add"):
         return second, _step(op.kind, first)
     return None
 
@@ -42,6 +43,20 @@ def peel_while(
             trail.add(inner)  # type: ignore[arg-type]
         operand, step = peeled
         steps.append(step)
+
+
+def is_per_channel(view: View, operand: Operand) -> bool:
+    """Whether an operand is a constant with one number, or one for each channel of the last axis."""
+    if not is_constant(view, operand):
+        return False
+    if isinstance(operand, Op):
+        return all(is_per_channel(view, each) for each in operand.inputs)
+    if isinstance(operand, (int, float)):
+        return True
+    shape = view.shape(operand)
+    if shape is None:
+        shape = tuple(constant(view, operand).shape)
+    return all(size == 1 for size in shape[:-1])
 
 
 def _step(kind: str, operand: Operand) -> Step:

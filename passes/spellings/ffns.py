@@ -17,7 +17,7 @@ import torch
 from fxfuse.passes.elementwise import evaluate, region
 from fxfuse.passes.records import FFN, Activation, Linear, Step, Value
 from fxfuse.passes.spellings.activations import GATE_PROBES, UP_PROBES, name_of, role_of
-from fxfuse.passes.spellings.affine import peel_while
+from fxfuse.passes.spellings.affine import is_per_channel, peel_while
 from fxfuse.passes.view import Op, Operand, View, op_of, strip
 
 __all__ = ["FFNMatch", "match_ffn"]
@@ -52,6 +52,7 @@ def match_ffn(view: View, output: Value) -> FFNMatch | str | None:
     trail |= inside.interior
     for first in firsts:
         trail |= first.trail
+        rates += first.rates
     objection = _objection(view, firsts, inside.constants)
     if objection is not None:
         return objection
@@ -71,26 +72,33 @@ class _First:
     def __init__(self, view: View, leaf: Value) -> None:
         self.leaf = leaf
         self.trail: set[Value] = set()
-        found = _first(view, leaf, self.trail)
+        self.rates: list[float] = []
+        found = _first(view, leaf, self.trail, self.rates)
         assert found is not None
         self.linear, self.product, source = found
         self.source: Value = strip(view, source, self.trail)  # type: ignore[assignment]
 
 
-def _first(view: View, leaf: Value, trail: set[Value] | None = None) -> tuple[Linear, Value, Operand] | None:
+def _first(
+    view: View, leaf: Value, trail: set[Value] | None = None, rates: list[float] | None = None
+) -> tuple[Linear, Value, Operand] | None:
     """A product, or a part of a packed one, with its vector constants."""
     trail = set() if trail is None else trail
-    part = view.op(leaf)
+    rates = [] if rates is None else rates
+    passed: set[Value] = set()
+    inner, own = peel_while(view, leaf, lambda step: not _is_scalar(view, step.operand), passed)
+    inner = strip(view, inner, passed) if own else inner
+    part = op_of(view, inner)
     if part is None or part.kind != "part":
-        return _linear(view, leaf, trail, [], vectors_only=True)
-    whole = strip(view, part.inputs[0], trail)
-    found = _linear(view, whole, trail, []) if not isinstance(whole, (Op, int, float)) and whole else None
+        return _linear(view, leaf, trail, rates, vectors_only=True)
+    whole = strip(view, part.inputs[0], passed)
+    found = _linear(view, whole, passed, rates) if not isinstance(whole, (Op, int, float)) and whole else None
     if found is None:
         return None
     linear, product, source = found
-    trail |= {leaf, *part.via}
+    trail |= passed | {leaf, inner, *part.via}  # type: ignore[arg-type]
     rows = (part.attrs["start"], part.attrs["stop"])
-    return Linear(linear.weight, linear.transposed, linear.steps, rows), product, source
+    return Linear(linear.weight, linear.transposed, (*linear.steps, *own), rows), product, source
 
 
 def _linear(
@@ -120,6 +128,8 @@ def _linear(
         return None
     source, weight, bias = op.inputs
     if weight is None or isinstance(weight, (Op, int, float)) or not view.is_constant(weight):
+        return None
+    if bias is not None and not is_per_channel(view, bias):
         return None
     own = (Step("mul", op.attrs["alpha"]),) if op.attrs.get("alpha", 1.0) != 1.0 else ()
     if bias is not None:

@@ -26,7 +26,7 @@ _PROBES = torch.tensor([0.0, 1.0, 1e-6, 1e-3, 7.0, 1e4], dtype=torch.float64)
 def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
     """The norm that computes `output`, or None; `trail` collects the values inside it."""
     passed: set[Value] = set()
-    core, gain = peel_while(view, output, _is_gain, passed)
+    core, gain = peel_while(view, output, lambda _: True, passed)
     unit = strip(view, core, passed)
     op = op_of(view, unit)
     if op is None:
@@ -40,10 +40,6 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
         passed.add(unit)  # type: ignore[arg-type]
     trail |= passed | set(op.via)
     return found
-
-
-def _is_gain(step: Step) -> bool:
-    return step.kind in ("mul", "add") and not isinstance(step.operand, (int, float))
 
 
 def _operator(op: Op, unit: Operand, core: Operand, output: Value, steps: tuple[Step, ...]) -> Norm | None:
