@@ -16,6 +16,8 @@ from fxfuse.passes.view import Op, Operand, View, is_constant, root, strip
 
 __all__ = ["match_block"]
 
+Shape = tuple[int | None, ...]
+
 
 def match_block(view: View, out: Value) -> Block | Miss | None:
     """The block whose residual add computes `out`; a `Miss` where it is almost one; None where it is none."""
@@ -76,9 +78,11 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
             f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "  # type: ignore[arg-type]
             "attention and FFN stand in parallel, or something lies between"
         )
-    ranks = [len(shape) for shape in (view.shape(norm.source), view.shape(base)) if shape is not None]  # type: ignore[arg-type]
-    if len(set(ranks)) > 1:
-        return reading.miss(f"the norm reads the stream as {ranks[0]} axes, the residual add as {ranks[1]}")
+    if not _fit(view.shape(norm.output), view.shape(reading.out)):
+        return reading.miss(
+            f"the norm reads the stream reshaped to {_spelled(view.shape(norm.output))}, "
+            f"the residual add as {_spelled(view.shape(reading.out))}"
+        )
     if match.objection is not None:
         return reading.miss(match.objection)
     shared = _shared_weight(view, match.ffn, reading.trail)
@@ -92,6 +96,17 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
         hidden_size=sizes[0], intermediate_size=sizes[1], dtype=view.dtype(match.ffn.down.weight) or "float32",
         interior=frozenset(reading.trail - {base, source, stream}),
     )  # fmt: skip
+
+
+def _fit(one: Shape | None, other: Shape | None) -> bool:
+    """Whether two shapes may be the same, as far as they are known."""
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
+
+
+def _spelled(shape: Shape | None) -> str:
+    return "?" if shape is None else str(["?" if size is None else size for size in shape]).replace("'", "")
 
 
 def _after_norm(view: View, out: Value, branch: Operand) -> Miss | None:

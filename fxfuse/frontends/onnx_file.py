@@ -26,6 +26,9 @@ from fxfuse.sessions import Provider, Session, session
 
 __all__ = ["OnnxFile", "FusedFile", "to_numpy", "depth", "vocab_size"]
 
+_EXACT = {"use_tf32": "0"}
+"""float32 is measured as float32, also on a GPU whose sessions would round products to TF32."""
+
 
 @dataclass
 class FusedFile:
@@ -159,10 +162,10 @@ class OnnxFile:
             loaded = onnx.ModelProto()
             loaded.CopyFrom(model)
             onnx.load_external_data_for_model(loaded, str(folder))
-            return session(upcast(loaded).SerializeToString(), self.provider)
+            return session(upcast(loaded).SerializeToString(), self.provider, cuda_options=_EXACT)
         if path is not None:
-            return session(path, self.provider)
-        return session(model.SerializeToString(), self.provider, folder=folder)
+            return session(path, self.provider, cuda_options=_EXACT)
+        return session(model.SerializeToString(), self.provider, folder=folder, cuda_options=_EXACT)
 
     def _feed(self, opened: Session, sample: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         if not self._upcast:

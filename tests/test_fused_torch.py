@@ -1,0 +1,415 @@
+"""fxfuse.fuse on the graphs that torch makes of real families: dynamo, torch.export, its decompositions.
+
+    x3 = x0 + FFN0(norm0(x0)) + FFN1(norm1(x0)) + FFN2(norm2(x0));   x5 = x4 + FFN3(...) + FFN4(...)
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+import fxfuse
+from fxfuse import Report
+from tests.closeness import GROUPS, assert_parallel, relative_error
+from tests.conftest import ATEN_FORMS
+from tests.exporters import exported, silenced
+from tests.families import FUSED, HIDDEN, INTERMEDIATE, build, ids
+from tests.parallel import parallel_model
+
+Capture = Callable[..., tuple[fx.GraphModule, list[Any]]]
+Export = Callable[..., ExportedProgram]
+TYPES = [torch.float32, torch.float16]
+NARROW = [(name, torch.bfloat16) for name in ("llama", "gpt_neox")]
+CASES = [*((name, dtype) for name in FUSED for dtype in TYPES), *NARROW]
+cases = pytest.mark.parametrize("name, dtype", CASES, ids=[f"{n}-{str(d)[6:]}" for n, d in CASES])
+
+
+def lengths(report: Report) -> list[int]:
+    return [chain.length for chain in report.chains]
+
+
+def names(report: Report) -> list[str]:
+    return [block.name for chain in report.chains for block in chain.blocks]
+
+
+def reasons(report: Report) -> dict[str, str]:
+    return {miss.where: miss.reason for miss in report.misses}
+
+
+def layer(name: str, index: int) -> str:
+    return f"{'gpt_neox' if name.startswith('gpt_neox') else 'model'}.layers.{index}.mlp"
+
+
+def numbers(example_inputs: Sequence[Any]) -> list[Any]:
+    """Give the sizes that dynamo passes as symbols as what they stand for."""
+    return [int(each) if isinstance(each, torch.SymInt) else each for each in example_inputs]
+
+
+def assert_fused(report: Report, name: str) -> None:
+    assert lengths(report) == [3, 2]
+    assert names(report) == [layer(name, index) for index in range(5)]
+    assert [group.blocks for group in report.groups] == [
+        tuple(layer(name, index) for index in group) for group in GROUPS
+    ]
+    assert [group.intermediate_size for group in report.groups] == [3 * INTERMEDIATE, 2 * INTERMEDIATE]
+    assert report.misses == []
+    assert report.error is None
+
+
+# Every family in every graph
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@cases
+def test_dynamo_graph(dynamo_graph: Capture, name: str, dtype: torch.dtype, dynamic: bool) -> None:
+    graph, example_inputs = dynamo_graph(name, dynamic=dynamic, dtype=dtype)
+    fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=None)
+    assert_fused(report, name)
+    assert_parallel(fused(*numbers(example_inputs))[0], name, dtype)
+
+
+@pytest.mark.parametrize("form", ATEN_FORMS)
+@cases
+def test_exported_program(exported_program: Export, name: str, dtype: torch.dtype, form: str) -> None:
+    program = exported_program(name, form, dtype=dtype)
+    fused, report = fxfuse.fuse(program, (ids(),), min_sqnr=None)
+    assert_fused(report, name)
+    assert isinstance(fused, ExportedProgram)
+    assert_parallel(fused.module()(ids()), name, dtype)
+
+
+@pytest.mark.parametrize("form", ATEN_FORMS)
+@pytest.mark.parametrize("name", FUSED)
+def test_dynamic_exported_program_holds_at_other_sizes(
+    exported_program: Export, name: str, form: str
+) -> None:
+    fused, report = fxfuse.fuse(exported_program(name, form, dynamic=True), (ids(),), min_sqnr=None)
+    assert_fused(report, name)
+    for size in ((2, 7), (3, 11)):
+        assert_parallel(fused.module()(ids(*size)), name, size=size)
+
+
+# What is reported
+
+
+@pytest.mark.parametrize("name, norm, activation, gated", [
+    ("llama", "RMSNorm", "silu", True),
+    ("gemma", "RMSNorm", "gelu_tanh", True),
+    ("phi3", "RMSNorm", "silu", True),
+    ("gpt_neox", "LayerNorm", "gelu", False),
+])  # fmt: skip
+def test_blocks_are_described(
+    dynamo_graph: Capture, name: str, norm: str, activation: str, gated: bool
+) -> None:
+    _, report = fxfuse.fuse(*dynamo_graph(name), min_sqnr=None)
+    for chain in report.chains:
+        for block in chain.blocks:
+            assert (block.norm, block.gated) == (norm, gated)
+            assert block.activation.startswith(activation.split("_")[0])
+            assert (block.hidden_size, block.intermediate_size) == (HIDDEN, INTERMEDIATE)
+
+
+def test_figures_agree_with_what_the_models_give(dynamo_graph: Capture) -> None:
+    graph, example_inputs = dynamo_graph("llama")
+    _, report = fxfuse.fuse(graph, example_inputs, min_sqnr=None)
+    original, parallel = build("llama")(ids()), parallel_model(build("llama"), GROUPS)(ids())
+    p, q = original.double().log_softmax(-1), parallel.double().log_softmax(-1)
+    end = report.end_to_end
+    assert end["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    assert end["relative_error"] == pytest.approx(relative_error(parallel, original), rel=1e-4)
+    assert end["top1_agreement"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert end["tokens"] == 14
+
+
+def test_groups_are_measured_where_they_stand(dynamo_graph: Capture) -> None:
+    """sqnr = 10 log10 |x3 - x0|^2 / |x3(fused) - x3|^2, x0 = the stream after layer 0's attention"""
+    _, report = fxfuse.fuse(*dynamo_graph("llama"), min_sqnr=None)
+    model, streams = build("llama", hidden_states=True), []
+    model.model.layers[0].post_attention_layernorm.register_forward_pre_hook(
+        lambda _module, args: streams.append(args[0])
+    )
+    x3 = model(ids())[3].double()
+    hand = parallel_model(build("llama"), GROUPS)
+    after: list[Tensor] = []
+    hand.model.layers[0].register_forward_hook(lambda _module, _args, output: after.append(output))
+    hand(ids())
+    signal, noise = (x3 - streams[0].double()).square().sum(), (after[0].double() - x3).square().sum()
+    assert report.groups[0].sqnr_db == pytest.approx(float(10 * torch.log10(signal / noise)), abs=1e-3)
+    assert report.groups[0].rewrite_error <= 2 * report.groups[0].rounding_error
+
+
+def test_fusing_makes_the_graph_smaller_and_leaves_the_original_alone(dynamo_graph: Capture) -> None:
+    graph, example_inputs = dynamo_graph("llama")
+    code, expected = graph.code, graph(*example_inputs)[0]
+    fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=None)
+    assert fused is not graph
+    assert graph.code == code
+    assert torch.equal(graph(*example_inputs)[0], expected)
+    assert report.before.ffn_blocks == 5
+    assert report.after.ffn_blocks == 2
+    assert report.after.nodes < report.before.nodes
+    assert report.after.depth < report.before.depth
+
+
+# Exported programs stay whole
+
+
+@pytest.mark.parametrize("form", ATEN_FORMS)
+def test_program_re_decomposes_saves_and_loads(exported_program: Export, form: str) -> None:
+    fused, _ = fxfuse.fuse(exported_program("llama", form, dynamic=True), (ids(),), min_sqnr=None)
+    file = io.BytesIO()
+    with silenced():
+        torch.export.save(fused, file)
+        file.seek(0)
+        for program in (fused.run_decompositions(), torch.export.load(file)):
+            assert_parallel(program.module()(ids(3, 9)), "llama", size=(3, 9))
+
+
+def test_dead_parameters_are_gone_from_the_program(exported_program: Export) -> None:
+    program = exported_program("llama")
+    before = set(program.state_dict)
+    fused, report = fxfuse.fuse(program, (ids(),), min_sqnr=None)
+    kept = set(fused.state_dict)
+    assert set(program.state_dict) == before
+    assert not [name for name in kept if ".mlp." in name or "post_attention_layernorm" in name]
+    assert len(kept - before) == 6
+    assert {name for name in before if "self_attn" in name and name.split(".")[2] in "03"} <= kept
+    held = sum(tensor.numel() for tensor in {id(t): t for t in fused.state_dict.values()}.values())
+    assert held == report.after.parameters
+
+
+@pytest.mark.parametrize("form", ATEN_FORMS)
+def test_fused_program_has_nothing_left_to_fuse(exported_program: Export, form: str) -> None:
+    fused, _ = fxfuse.fuse(exported_program("llama", form), (ids(),), min_sqnr=None)
+    again, report = fxfuse.fuse(fused, (ids(),), min_sqnr=None)
+    assert again is fused
+    assert lengths(report) == []
+
+
+def test_program_of_a_model_with_keyword_arguments() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build("llama")
+
+        def forward(self, input_ids: Tensor, *, scale: Tensor) -> Tensor:
+            logits: Tensor = self.inner(input_ids)
+            return logits * scale
+
+    with silenced(), torch.no_grad():
+        program = torch.export.export(Named(), (ids(),), {"scale": torch.tensor(1.0)}, strict=False)
+    fused, report = fxfuse.fuse(program, (ids(), torch.tensor(1.0)), min_sqnr=None)
+    assert lengths(report) == [3, 2]
+    assert_parallel(fused.module()(ids(), scale=torch.tensor(1.0)), "llama")
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_module_of_a_program(exported_program: Export, name: str) -> None:
+    """ExportedProgram.module() is a GraphModule whose weights are attributes."""
+    fused, report = fxfuse.fuse(exported_program(name).module(), (ids(),), min_sqnr=None)
+    assert isinstance(fused, fx.GraphModule)
+    assert lengths(report) == [3, 2]
+    assert_parallel(fused(ids()), name)
+
+
+# symbolic_trace
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(16, eps=1e-6)
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return x + self.down(nn.functional.silu(self.gate(h)) * self.up(h))
+
+
+class Stack(nn.Module):
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def made(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.ndim == 1)
+    return module.eval()
+
+
+def summed(stack: Stack, x: Tensor) -> Tensor:
+    return stack.head(x + sum(block(x) - x for block in stack.blocks))
+
+
+@torch.no_grad()
+def test_symbolic_trace() -> None:
+    stack = made(Stack())
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    fused, report = fxfuse.fuse(fx.symbolic_trace(stack), (x,), min_sqnr=None)
+    assert lengths(report) == [3]
+    assert names(report) == ["blocks.0", "blocks.1", "blocks.2"]
+    torch.testing.assert_close(fused(x), summed(stack, x), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_flow_through_a_fused_graph_module() -> None:
+    """The wide weights are parameters of the new module, trainable where the old ones were."""
+    stack = made(Stack())
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    fused, _ = fxfuse.fuse(fx.symbolic_trace(stack), (x,), min_sqnr=None)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    fused(one).square().sum().backward()
+    summed(stack, other).square().sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    wide = [p for n, p in fused.named_parameters() if n.startswith("fxfuse_")]
+    assert wide
+    assert all(parameter.grad is not None for parameter in wide)
+
+
+# What is left alone, and why
+
+
+FORMS = [("dynamo", ""), *(("export", form) for form in ATEN_FORMS)]
+
+
+@pytest.fixture
+def fuse_form(dynamo_graph: Capture, exported_program: Export) -> Callable[..., tuple[Any, Any, Report]]:
+    def run(kind: str, form: str, name: str, **options: Any) -> tuple[Any, Any, Report]:
+        built = {key: options.pop(key) for key in ("hidden_states", "removed") if key in options}
+        if kind == "dynamo":
+            graph, example_inputs = dynamo_graph(name, **built)
+        else:
+            graph, example_inputs = exported_program(name, form, **built), [ids()]
+        return (graph, *fxfuse.fuse(graph, example_inputs, **{"min_sqnr": None, **options}))
+
+    return run
+
+
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_sandwich_norms_are_left_alone(fuse_form: Callable[..., Any], kind: str, form: str) -> None:
+    """x + norm(FFN(norm(x)))"""
+    graph, fused, report = fuse_form(kind, form, "gemma2")
+    assert fused is graph
+    assert lengths(report) == []
+    told = reasons(report)
+    for index in range(5):
+        assert "sandwich form" in told[layer("gemma2", index)]
+
+
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_experts_are_left_alone(fuse_form: Callable[..., Any], kind: str, form: str) -> None:
+    graph, fused, report = fuse_form(kind, form, "mixtral")
+    assert fused is graph
+    assert lengths(report) == []
+    assert len([reason for reason in reasons(report).values() if "router" in reason]) == 5
+
+
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_parallel_residual_layers_are_left_alone(
+    fuse_form: Callable[..., Any], kind: str, form: str
+) -> None:
+    """x + attention(norm1(x)) + FFN(norm2(x)): only layers without attention are blocks."""
+    _, _, report = fuse_form(kind, form, "gpt_neox_parallel")
+    assert lengths(report) == [2]
+    assert names(report) == ["gpt_neox.layers.1.mlp", "gpt_neox.layers.2.mlp"]
+    told = reasons(report)
+    for index in (0, 3):
+        assert "attention and FFN stand in parallel" in told[layer("gpt_neox", index)]
+    assert "stands alone" in told[layer("gpt_neox", 4)]
+
+
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_taps_split_the_chain(fuse_form: Callable[..., Any], kind: str, form: str) -> None:
+    """output_hidden_states makes every stream an output."""
+    graph, fused, report = fuse_form(kind, form, "llama", hidden_states=True)
+    assert fused is graph
+    assert lengths(report) == []
+    taps = [m for m in report.misses if "is also a graph output" in m.reason]
+    assert {tap.where for tap in taps} == {layer("llama", index) for index in (1, 2, 4)}
+    for tap in taps:
+        before = int(tap.where.split(".")[2]) - 1
+        assert f"the residual stream after {layer('llama', before)}" in tap.reason
+
+
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_runs_of_one_say_that_they_stand_alone(fuse_form: Callable[..., Any], kind: str, form: str) -> None:
+    graph, fused, report = fuse_form(kind, form, "llama", removed=())
+    assert fused is graph
+    assert reasons(report).keys() == {layer("llama", index) for index in range(5)}
+    assert all("the block stands alone" in reason for reason in reasons(report).values())
+
+
+def test_training_mode_with_dropout_is_refused(dynamo_graph: Capture) -> None:
+    """phi3's branch goes through a dropout, which is active in training."""
+    model = build("phi3", resid_pdrop=0.25).train()
+    fused, report = fxfuse.fuse(exported(model, (ids(),)), (ids(),), min_sqnr=None)
+    assert lengths(report) == []
+    assert any("dropout (p=0.25) is active: call model.eval() first" in m.reason for m in report.misses)
+
+
+# Budgets
+
+
+def test_default_budget_splits_what_loses_too_much(dynamo_graph: Capture) -> None:
+    """llama's five random layers keep 8.8 dB and 13.2 dB: the first three split into two and one."""
+    graph, example_inputs = dynamo_graph("llama")
+    fused, report = fxfuse.fuse(graph, example_inputs)
+    assert [group.blocks for group in report.groups] == [(layer("", 0), layer("", 1)), (layer("", 3), layer("", 4))]
+    assert all(group.sqnr_db >= 12 for group in report.groups)
+    assert report.misses[0].where == layer("", 2)
+    assert "left sequential: fusing model.layers.0-2.mlp keeps 8.8 dB, under the budget of 12 dB" in str(
+        report.misses[0].reason
+    )
+    assert_parallel(fused(*example_inputs)[0], "llama", groups=((0, 1), (3, 4)))
+
+
+def test_nothing_within_budget_returns_the_graph_itself(dynamo_graph: Capture) -> None:
+    graph, example_inputs = dynamo_graph("llama")
+    fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=60)
+    assert fused is graph
+    assert report.groups == []
+    assert lengths(report) == [3, 2]
+    assert reasons(report).keys() == {layer("llama", index) for index in range(5)}
+
+
+@pytest.mark.parametrize("options, groups", [
+    ({"max_group": 2}, {(0, 1), (1, 2), (3, 4)}),
+    ({"exclude": r"layers\.0\."}, {(1, 2), (3, 4)}),
+    ({"include": r"layers\.[34]\."}, {(3, 4)}),
+])  # fmt: skip
+def test_bounds_on_groups(
+    dynamo_graph: Capture, options: dict[str, Any], groups: set[tuple[int, ...]]
+) -> None:
+    graph, example_inputs = dynamo_graph("llama")
+    fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=None, **options)
+    found = tuple(tuple(int(name.split(".")[2]) for name in group.blocks) for group in report.groups)
+    assert set(found) <= groups
+    assert (3, 4) in found
+    left = {layer("", index) for index in range(5)} - {name for g in report.groups for name in g.blocks}
+    assert left == set(reasons(report))
+    assert_parallel(fused(*example_inputs)[0], "llama", groups=found)
+
+
+def test_max_kl_splits_the_worst_group_until_the_logits_are_near_enough(dynamo_graph: Capture) -> None:
+    graph, example_inputs = dynamo_graph("llama")
+    _, loose = fxfuse.fuse(graph, example_inputs, min_sqnr=None)
+    bound = loose.end_to_end["kl"] / 2
+    fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=None, max_kl=bound)
+    assert 0 < report.fused_blocks < 5
+    assert report.end_to_end["kl"] <= bound
+    assert any(f"over the budget of {bound:g}" in reason for reason in reasons(report).values())
+    unfused, none = fxfuse.fuse(graph, example_inputs, min_sqnr=None, max_kl=0.0)
+    assert unfused is graph
+    assert none.groups == []
+    assert none.end_to_end == {}
