@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import onnx
 import torch
+from onnx_graphsurgeon.logger import G_LOGGER
 from torch import fx
 from torch.export import ExportedProgram
 
 from fxfuse.budget import Budget
 from fxfuse.errors import InputError
-from fxfuse.files import stage
+from fxfuse.external import data_files
+from fxfuse.files import default_output, stage
 from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.onnx_file import OnnxFile, depth, to_numpy, vocab_size
 from fxfuse.frontends.torch_graph import TorchGraph, size_of
-from fxfuse.inputs import Sample, draw_inputs, load_inputs, specs_of
-from fxfuse.onnxio import count_parameters, data_files, file_size, load_model
-from fxfuse.pipeline import Progress, fuse as run_pipeline
+from fxfuse.inputs import Sample, check_sample, draw_inputs, load_inputs, specs_of
+from fxfuse.onnxio import count_parameters, file_size, load_model
+from fxfuse.pipeline import Progress
+from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
 
@@ -60,7 +64,9 @@ def fuse(graph: Graph, example_inputs: Sequence[Any], **budget: Any) -> tuple[Gr
         _with_shapes(graph, example_inputs)
         front = TorchGraph(graph, example_inputs, _weight_inputs(graph, example_inputs))
     else:
-        raise InputError(f"fuse takes a torch.fx GraphModule or an ExportedProgram, not {type(graph).__name__}.")
+        raise InputError(
+            f"fuse takes a torch.fx GraphModule or an ExportedProgram, not {type(graph).__name__}."
+        )
     fused = run_pipeline(front, bounds, report)
     before = sum(chain.length for chain in report.chains)
     report.before = size_of(front.module, front.weights, before)
@@ -100,7 +106,7 @@ def fuse_onnx(
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
     Returns:
-        The report; its `output` is None where nothing was written.
+        The report; its `output` is None where nothing was fused. A dry run names what it would have written.
 
     Raises:
         InputError: The model, the inputs, an option or the output's place cannot be used.
@@ -108,18 +114,18 @@ def fuse_onnx(
     """
     report = Report(model="") if report is None else report
     report.model = os.fspath(model_path)
+    started = time.perf_counter()
     try:
-        return _fuse_onnx(Path(model_path), out_path, inputs, provider, force, dry_run, progress, report, budget)
-    except Exception as error:
-        report.error = report.error or str(error)
-        report.output = None
+        with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
+            return _fuse_onnx(
+                Path(model_path), out_path, inputs, provider, force, dry_run, progress, report, budget
+            )
+    except BaseException as error:
+        report.error = report.error or str(error) or type(error).__name__
+        report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
         raise
-
-
-def default_output(model_path: AnyPath) -> Path:
-    """MODEL.fused.onnx beside MODEL.onnx."""
-    path = Path(model_path)
-    return path.with_name(f"{path.stem if path.suffix == '.onnx' else path.name}.fused.onnx")
+    finally:
+        report.seconds = round(time.perf_counter() - started, 3)
 
 
 def export_onnx(
@@ -186,17 +192,19 @@ def _fuse_onnx(
     bounds = Budget.of(budget)
     out = Path(out_path) if out_path is not None else default_output(path)
     progress("reading the model")
-    model = load_model(path)
+    model, folder = load_model(path)
     samples = _samples(model, inputs, bounds.seed, report)
-    with _workspace(out, path, model, force, dry_run) as workspace:
-        front = OnnxFile(model, path.parent, samples, workspace, out.name, provider)
+    sources = [path, *data_files(model, folder)]
+    with _workspace(out, sources, force, dry_run) as workspace:
+        front = OnnxFile(model, folder, samples, workspace, out.name, provider)
         report.notes += front.notes
         fused = run_pipeline(front, bounds, report, progress)
         before = sum(chain.length for chain in report.chains)
-        report.before = _size(model, path, before)
+        report.before = _size(model, path, folder, before)
         if fused is None:
             raise _Nothing
-        report.after = _size(fused.model, fused.path, before - report.fused_blocks + len(report.groups))
+        after = before - report.fused_blocks + len(report.groups)
+        report.after = _size(fused.model, fused.path, workspace, after)
         report.output = str(out)
     return report
 
@@ -206,17 +214,17 @@ class _Nothing(Exception):
 
 
 @contextlib.contextmanager
-def _workspace(
-    out: Path, path: Path, model: onnx.ModelProto, force: bool, dry_run: bool
-) -> Iterator[Path]:
+def _workspace(out: Path, sources: Sequence[Path], force: bool, dry_run: bool) -> Iterator[Path]:
     """Where the output grows: beside its place, or in a temporary folder for a dry run."""
     try:
         if dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder)
         else:
-            sources = [path, *data_files(model, path.parent)]
-            with stage(out, inputs=sources, force=force) as staging:
+            needed = sum(each.stat().st_size for each in sources)
+            with stage(out, inputs=sources, force=force, needed=needed) as staging:
+                if len(sources) > 1:
+                    staging.path(f"{out.name}.data")  # refused now rather than after the work
                 yield staging.folder
     except _Nothing:
         return
@@ -226,17 +234,25 @@ def _samples(model: onnx.ModelProto, inputs: Sequence[Any] | None, seed: int, re
     specs = specs_of(model)
     if inputs is None:
         report.inputs = "random"
-        return draw_inputs(specs, seed, vocab_size(model))
+        try:
+            return draw_inputs(specs, seed, vocab_size(model))
+        except (MemoryError, ValueError) as error:
+            raise (
+                error
+                if isinstance(error, InputError)
+                else InputError(f"Inputs of the model's shapes cannot be drawn ({error}): give some.")
+            ) from None
     report.inputs = "given"
     if not inputs:
         raise InputError("inputs is empty: give at least one sample, or None to have one drawn.")
     if isinstance(inputs[0], Mapping):
-        return [dict(each) for each in inputs]
+        return [check_sample(f"inputs[{index}]", each, specs) for index, each in enumerate(inputs)]
     return load_inputs(inputs, specs)
 
 
-def _size(model: onnx.ModelProto, path: Path, ffn_blocks: int) -> Size:
-    return Size(len(model.graph.node), ffn_blocks, depth(model), count_parameters(model), file_size(model, path))
+def _size(model: onnx.ModelProto, path: Path, folder: Path, ffn_blocks: int) -> Size:
+    size = file_size(model, path, folder)
+    return Size(len(model.graph.node), ffn_blocks, depth(model), count_parameters(model), size)
 
 
 def _with_shapes(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
@@ -254,7 +270,8 @@ def _weight_inputs(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> dict
     placeholders = graph.graph.find_nodes(op="placeholder")
     if len(placeholders) != len(example_inputs):
         raise InputError(
-            f"The graph takes {len(placeholders)} inputs but example_inputs holds {len(example_inputs)}: give one for each."
+            f"The graph takes {len(placeholders)} inputs but example_inputs holds {len(example_inputs)}: "
+            "give one for each."
         )
     pairs = zip(placeholders, example_inputs, strict=True)
     return {node: value for node, value in pairs if isinstance(value, torch.nn.Parameter)}
@@ -271,13 +288,19 @@ def _export(
     """Write the plain ONNX model; returns the example arguments as the model's inputs."""
     with quiet_exporter(), torch.no_grad():
         exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        program = torch.onnx.export(exported, args, kwargs=kwargs, opset_version=opset, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            exported, args, kwargs=kwargs, opset_version=opset, dynamo=True, verbose=False
+        )
     assert program is not None
     program.save(str(path), external_data=_is_large(model))
     names = [str(value.name) for value in program.model.graph.inputs]
-    values = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    values = [
+        each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)
+    ]
     if len(values) != len(names):
-        raise InputError(f"The exported model takes {len(names)} inputs ({', '.join(names)}) for {len(values)} tensors.")
+        raise InputError(
+            f"The exported model takes {len(names)} inputs ({', '.join(names)}) for {len(values)} tensors."
+        )
     return dict(zip(names, (to_numpy(value) for value in values), strict=True))
 
 
@@ -289,9 +312,9 @@ def _is_large(model: torch.nn.Module) -> bool:
 def _copy_model(source: Path, folder: Path, name: str) -> None:
     from fxfuse.onnxio import write_model
 
-    model = load_model(source)
-    external = data_files(model, source.parent)
-    write_model(model, source.parent, folder / name, folder / f"{name}.data" if external else None)
+    model, data = load_model(source)
+    external = data_files(model, data)
+    write_model(model, data, folder / name, folder / f"{name}.data" if external else None)
 
 
 @contextlib.contextmanager
@@ -308,5 +331,3 @@ def quiet_exporter() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
-
-

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fxfuse.budget import Budget
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph, size_of
+from fxfuse.passes.chains import find_chains
 from fxfuse.passes.weights import Wide, sources
 from fxfuse.pipeline import fuse
 from fxfuse.report import Report
@@ -93,13 +94,29 @@ class DynamoGraph(TorchGraph):
         weights = {
             node: value for node, value in zip(placeholders, inputs, strict=True) if _is_weight(node, value)
         }
-        super().__init__(module, [_plain(value) for value in inputs], weights)
+        super().__init__(module, inputs, weights)
 
     def objection(self) -> str | None:
         """Why this graph is compiled as it is; None where it may be fused."""
         if any(isinstance(value, FakeTensor) for value in self._inputs.values()):
             return "the example inputs hold no data (fake tensors), so nothing can be measured on them"
+        if any(torch.is_autocast_enabled(tensor.device.type) for tensor in self.weights.values()):
+            return "autocast is on: convert the model, as in model.to(torch.bfloat16), instead"
+        trained = self._trained() if torch.is_grad_enabled() else None
+        if trained is not None:
+            return (
+                f"the weights of {trained} require gradients, which their wide copy would not pass on: call "
+                "model.requires_grad_(False), or run under torch.no_grad()"
+            )
         return None
+
+    def _trained(self) -> str | None:
+        """The first block of a chain with a weight that requires a gradient; None if there is none."""
+        trained = {node for node, tensor in self.weights.items() if tensor.requires_grad}
+        chains = find_chains(self.view).chains if trained else ()
+        blocks = (block for chain in chains for block in chain.blocks)
+        names = (block.name for block in blocks if trained.intersection(sources(self.view, [block])))
+        return next(names, None)
 
     def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
         """Append placeholders, marked as weights for the inner backend."""
@@ -138,11 +155,21 @@ class CompiledGraph:
             Watch(fused.view, blocks, wide, _positions(fused, sources(fused.view, blocks)))
             for blocks, wide, _ in fused.groups
         ]
+        self._fixed = _assumed_numbers(front, fused)
         self._report = report
         self._inner = compile_inner(fused.module, example_inputs + extra)
 
     def __call__(self, *args: Any) -> Any:
-        """Run on the arguments of the graph that dynamo captured."""
+        """Run on the arguments of the graph that dynamo captured.
+
+        Raises:
+            RuntimeError: Something changed that the wide weights cannot follow.
+        """
+        if any(float(args[place]) != known for place, known in self._fixed):
+            raise RuntimeError(
+                "A number of a fused block (an eps) changed after compilation: call torch.compiler.reset() and "
+                "compile again."
+            )
         for watch in self._watches:
             if watch.is_stale(args):
                 watch.refresh(args)
@@ -162,6 +189,18 @@ def _positions(fused: FusedGraph, values: Sequence[object]) -> list[tuple[fx.Nod
     return [(value, places[value]) for value in values if isinstance(value, fx.Node) and value in places]
 
 
+def _assumed_numbers(front: DynamoGraph, fused: FusedGraph) -> list[tuple[int, float]]:
+    """Numbers (an eps) that the fused graph reads no more because the first block's stands for all: places, values."""
+    followed = {value for blocks, _, _ in fused.groups for value in sources(fused.view, blocks)}
+    own = {node.name: node for node in fused.module.graph.find_nodes(op="placeholder")}
+    found = []
+    for place, node in enumerate(front.module.graph.find_nodes(op="placeholder")):
+        tensor, copy = front.weights.get(node), own[node.name]
+        if tensor is not None and tensor.dim() == 0 and node.users and not copy.users and copy not in followed:
+            found.append((place, float(tensor)))
+    return found
+
+
 def _is_weight(node: fx.Node, value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return False
@@ -172,10 +211,6 @@ def _is_weight(node: fx.Node, value: Any) -> bool:
 def _is_module_number(node: fx.Node, value: torch.Tensor) -> bool:
     """A float attribute of a module (an eps) that dynamo passes as a tensor under dynamic=True."""
     return value.dim() == 0 and "_modules_" in str(node.target)
-
-
-def _plain(value: Any) -> Any:
-    return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
 
 
 def _inner_backend(inner: Inner, mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Compiled]:

@@ -1,49 +1,62 @@
 """The command line: fuse the FFN chains of an ONNX model.
 
-Exit codes: 0 written (or would be, with --dry-run); 1 verification failed or an internal error; 2 bad arguments
-or unreadable input; 3 nothing to fuse, or nothing within budget. Nothing is written but for 0.
+Exit codes: 0 written (or would be, with --dry-run); 1 verification failed or an internal error; 2 bad
+arguments or unreadable input; 3 nothing to fuse, or nothing within budget; 130 and 143 interrupted. Nothing
+is written but for 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
+import contextlib
+import re
 import sys
-import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.errors import FxfuseError, InputError
+from fxfuse.errors import FxfuseError
+from fxfuse.files import default_output
+from fxfuse.naming import printable
+from fxfuse.report_file import check_report_place, write_report
+from fxfuse.signals import Terminated, terminable
 
 if TYPE_CHECKING:
     from fxfuse.report import Report
 
 __all__ = ["main", "parser"]
 
-WRITTEN, FAILED, BAD_INPUT, NOTHING = 0, 1, 2, 3
+WRITTEN, FAILED, BAD_INPUT, NOTHING, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"fxfuse: error: {message} (fxfuse --help lists the arguments)\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments; their names are the fields of `Budget` wherever they mean the same."""
     defaults = Budget()
-    found = argparse.ArgumentParser(
+    found = _Parser(
         prog="fxfuse",
-        description="Find runs of norm-FFN residual blocks in an ONNX model, make each run one wide FFN, verify it "
-        "in ONNX Runtime and write the result.",
-        epilog="exit codes: 0 written; 1 verification failed; 2 bad arguments or input; 3 nothing to fuse",
+        description="Find runs of norm-FFN residual blocks in an ONNX model, make each run one wide FFN, "
+        "verify it in ONNX Runtime and write the result.",
+        epilog="exit codes: 0 written; 1 verification failed; 2 bad arguments or input; 3 nothing to fuse, "
+        "or nothing within budget",
     )
-    found.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model; its external data lie beside it")
+    found.add_argument(
+        "model", type=Path, metavar="MODEL.onnx", help="the model; its external data lie beside it"
+    )
     found.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="default: MODEL.fused.onnx")
     found.add_argument(
         "--inputs", action="append", metavar="FILE.npz", default=None,
-        help="a sample to measure on, one array per graph input; may be repeated (default: drawn from --seed)",
+        help="a sample to measure on, one array per graph input; may be repeated (default: drawn)",
     )  # fmt: skip
     budget = found.add_argument_group("budget: what loss is allowed")
     loss = budget.add_mutually_exclusive_group()
@@ -51,14 +64,26 @@ def parser() -> argparse.ArgumentParser:
         "--min-sqnr", type=float, metavar="DB", default=defaults.min_sqnr,
         help="least signal-to-noise ratio of each group's update in dB (default: %(default)g)",
     )  # fmt: skip
-    loss.add_argument("--no-budget", action="store_const", const=None, dest="min_sqnr", help="fuse whatever is legal")
-    budget.add_argument("--max-kl", type=float, metavar="X", help="greatest KL divergence of the logits, in nats")
+    loss.add_argument(
+        "--no-budget", action="store_const", const=None, dest="min_sqnr", help="fuse whatever is legal"
+    )
+    budget.add_argument(
+        "--max-kl", type=float, metavar="X", help="greatest KL divergence of the logits, in nats"
+    )
     budget.add_argument("--max-group", type=int, metavar="N", help="most blocks in one group")
     budget.add_argument("--include", metavar="RE", help="fuse only blocks whose name matches")
     budget.add_argument("--exclude", metavar="RE", help="leave out blocks whose name matches")
     run = found.add_argument_group("running")
-    run.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider")
-    run.add_argument("--seed", type=int, default=defaults.seed, help="for inputs that are drawn (default: %(default)s)")
+    run.add_argument(
+        "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider"
+    )
+    run.add_argument(
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        metavar="N",
+        help="for inputs that are drawn (default: %(default)s)",
+    )
     run.add_argument("--report", type=Path, metavar="FILE.json", help="write what was found and measured")
     run.add_argument("--dry-run", action="store_true", help="do everything but write the model")
     run.add_argument("--force", action="store_true", help="overwrite the output")
@@ -69,108 +94,107 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
-        return _run(options)
-    except FxfuseError as error:
-        code, message = error.exit_code, str(error)
+        options = parser().parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        with terminable():
+            return _run(options)
+    except (Exception, KeyboardInterrupt) as error:  # the last resort: a user gets one sentence
         if options.debug:
-            raise
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted: nothing was written"
-    except Exception as error:  # the last resort: a user gets one sentence, a traceback on request
-        if options.debug:
-            raise
-        code = FAILED
-        message = f"internal error ({type(error).__name__}: {_one_line(error)}): run with --debug and report it"
-    print(f"fxfuse: error: {message}", file=sys.stderr)
+            traceback.print_exc()
+        code, message = _explain(error)
+    print("fxfuse: error:", printable(message), file=sys.stderr)
     return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from fxfuse.api import fuse_onnx
     from fxfuse.report import Report
-    from fxfuse.table import draw
 
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     report = Report(model=str(options.model))
+    if options.report is not None:
+        check_report_place(options.report, _places(options))
     try:
-        with _logging(errors), _status(errors) as progress:
-            budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
-            _check_report_place(options)
-            fuse_onnx(
-                options.model, options.output, inputs=options.inputs, provider=options.provider, force=options.force,
-                dry_run=options.dry_run, progress=progress, report=report, **budget,
-            )  # fmt: skip
-    except Exception as error:
-        report.error = report.error or _one_line(error)
+        _fuse(options, report)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            error.args = ("nothing was written",)
+        report.error = _explain(error)[1]
+        if options.report is not None:
+            with contextlib.suppress(FxfuseError):
+                write_report(options.report, report)
         raise
-    finally:
-        _write_report(options.report, report)
-    console.print(draw(report))
-    if report.groups and options.dry_run:
-        console.print(f"dry run: {report.output} was not written")
+    if options.report is not None:
+        write_report(options.report, report)
+    _show(report, options.dry_run)
     return WRITTEN if report.groups else NOTHING
 
 
-def _check_report_place(options: argparse.Namespace) -> None:
-    if options.report is None:
-        return
-    path = options.report.resolve()
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent} for the report: make it first.")
-    taken = [each.resolve() for each in (options.model, options.output) if each is not None]
-    if path in taken:
-        options.report = None
-        raise InputError(f"The report would overwrite {path}: choose another file.")
+def _fuse(options: argparse.Namespace, report: Report) -> None:
+    budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
+    Budget.of(budget)  # before anything that takes time
+    from fxfuse.screen import show_steps
+
+    with show_steps() as progress:
+        from fxfuse.api import fuse_onnx  # takes seconds, with something on the screen
+
+        fuse_onnx(
+            options.model,
+            options.output,
+            inputs=options.inputs,
+            provider=options.provider,
+            force=options.force,
+            dry_run=options.dry_run,
+            progress=progress,
+            report=report,
+            **budget,
+        )
 
 
-def _write_report(path: Path | None, report: Report) -> None:
-    """The report appears whole, also after an error."""
-    if path is None or not path.resolve().parent.is_dir():
-        return
-    from fxfuse.versions import versions
+def _show(report: Report, dry_run: bool) -> None:
+    from fxfuse.screen import show_report
 
-    report.versions = report.versions or versions()
-    try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.resolve().parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(report.to_dict(), file, indent=2, allow_nan=False)
-            file.write("\n")
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"The report {path} cannot be written: {error.strerror}.") from None
+    show_report(report, dry_run)
 
 
-@contextmanager
-def _status(console: Any) -> Iterator[Any]:
-    """One line that tells the step, on a terminal; silent elsewhere."""
-    with console.status("starting") as status:
-        yield lambda text: status.update(text)
+def _places(options: argparse.Namespace) -> Iterator[Path]:
+    """The files that the report must not take, which may not be there yet."""
+    for each in (options.model, options.output or default_output(options.model)):
+        yield each
+        yield each.parent / f"{each.name}.data"
 
 
-@contextmanager
-def _logging(console: Any) -> Iterator[None]:
-    """Show what the library says, a line each, on stderr."""
-    from rich.logging import RichHandler
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence for what stopped the run."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, FxfuseError):
+        return error.exit_code, _in_flags(text)
+    if isinstance(error, KeyboardInterrupt):
+        code, what = (
+            (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+        )
+        return code, f"{what}: {text}" if text else what
+    if isinstance(error, MemoryError):
+        return FAILED, "There is not enough memory for this model and these inputs."
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            (BAD_INPUT, f"{error.filename}: {error.strerror}.")
+            if error.filename
+            else (FAILED, f"{error.strerror}.")
+        )
+    what = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return FAILED, f"internal error ({what}): run with --debug and report it."
 
-    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
-    log = logging.getLogger("fxfuse")
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _in_flags(text: str) -> str:
+    """A sentence about a field of `Budget`, under its name on the command line."""
+    name = next((each.name for each in fields(Budget) if re.match(rf"{each.name}\b", text)), None)
+    if name is None:
+        return text
+    return f"--{name.replace('_', '-')}{text[len(name) :]}".replace(" or None", "")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,15 @@ from typing import TypeAlias
 from .disks import check_space, explain_write, sync
 from .errors import FxfuseError, InputError
 
-__all__ = ["Staging", "stage"]
+__all__ = ["Staging", "default_output", "stage"]
 
 AnyPath: TypeAlias = "str | os.PathLike[str]"
+
+
+def default_output(model_path: AnyPath) -> Path:
+    """MODEL.fused.onnx beside MODEL.onnx."""
+    path = Path(model_path)
+    return path.parent / f"{path.stem if path.suffix == '.onnx' else path.name}.fused.onnx"
 
 
 @contextlib.contextmanager
@@ -131,6 +137,8 @@ def _check_place(target: Path, needed: int | None) -> None:
         raise InputError(f"The folder {target.parent} does not exist: create it or choose another output.")
     if target.is_dir():
         raise InputError(f"{target} is a folder: give the name of a file in it.")
+    if target.exists() and not target.is_file():  # a device, which a rename would replace for everybody
+        raise InputError(f"{target} is no regular file: choose another output.")
     if needed is not None:
         check_space(target.parent, needed)
 

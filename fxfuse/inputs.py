@@ -10,7 +10,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from .drawing import draw_inputs
 from .errors import InputError
 from .specs import InputSpec, dim_names, dim_size, is_float, is_int, is_name, specs_of
 
-__all__ = ["InputSpec", "Sample", "draw_inputs", "load_inputs", "specs_of"]
+__all__ = ["InputSpec", "Sample", "check_sample", "draw_inputs", "load_inputs", "specs_of"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Sample: TypeAlias = "dict[str, Array]"
@@ -33,14 +33,18 @@ def load_inputs(paths: Sequence[str | os.PathLike[str]], specs: Sequence[InputSp
         InputError: A file cannot be read, or its arrays do not fit the model; names file, input, what the
             model expects and what was given.
     """
-    return [_load_sample(Path(path), specs) for path in paths]
+    return [check_sample(os.fspath(path), _read_arrays(Path(path)), specs) for path in paths]
 
 
-def _load_sample(path: Path, specs: Sequence[InputSpec]) -> Sample:
-    given = _read_arrays(path)
-    _check_names(path, given, specs)
-    sample = {spec.name: _cast(path, spec, given[spec.name]) for spec in specs}
-    _check_shapes(path, sample, specs)
+def check_sample(where: str, given: Mapping[str, Array], specs: Sequence[InputSpec]) -> Sample:
+    """Bring the arrays of one sample to the types that the model expects; `where` names the sample.
+
+    Raises:
+        InputError: They do not fit the model.
+    """
+    _check_names(where, given, specs)
+    sample = {spec.name: _cast(where, spec, np.asarray(given[spec.name])) for spec in specs}
+    _check_shapes(where, sample, specs)
     return sample
 
 
@@ -70,15 +74,15 @@ def _read_array(path: Path, archive: Any, name: str) -> Array:
     return array
 
 
-def _check_names(path: Path, given: Iterable[str], specs: Sequence[InputSpec]) -> None:
+def _check_names(where: str, given: Iterable[str], specs: Sequence[InputSpec]) -> None:
     given, expected = list(given), [spec.name for spec in specs]
     for name in given:
         if name not in expected:
             near = _nearest(name, [other for other in expected if other not in given] or expected)
-            raise InputError(f"{path} holds {name!r}, which is no input of the model: {near}.")
+            raise InputError(f"{where} holds {name!r}, which is no input of the model: {near}.")
     for spec in specs:
         if spec.name not in given:
-            raise InputError(f"{path} lacks the input {spec.name!r}: the model expects {spec} there.")
+            raise InputError(f"{where} lacks the input {spec.name!r}: the model expects {spec} there.")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -86,7 +90,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}" if near else f"the model's inputs are {', '.join(known) or 'none'}"
 
 
-def _cast(path: Path, spec: InputSpec, given: Array) -> Array:
+def _cast(where: str, spec: InputSpec, given: Array) -> Array:
     """Bring an array to the input's type where no value changes but by rounding."""
     if given.dtype == spec.dtype:
         return given
@@ -103,7 +107,7 @@ def _cast(path: Path, spec: InputSpec, given: Array) -> Array:
     else:
         what_to_do = "save it in that type"
     raise InputError(
-        f"{path} gives {spec.name!r} as {given.dtype} where the model expects {spec.dtype}: {what_to_do}."
+        f"{where} gives {spec.name!r} as {given.dtype} where the model expects {spec.dtype}: {what_to_do}."
     )
 
 
@@ -113,12 +117,12 @@ def _is_kept(given: Array, cast: Array, floats: bool) -> bool:
     return np.array_equal(given, cast)
 
 
-def _check_shapes(path: Path, sample: Sample, specs: Sequence[InputSpec]) -> None:
+def _check_shapes(where: str, sample: Sample, specs: Sequence[InputSpec]) -> None:
     """Hold the shapes against the model's, and sizes with one name against each other."""
     for spec in specs:
         shape = sample[spec.name].shape
         if len(shape) != len(spec.shape):
-            raise InputError(f"{path} gives {spec.name!r} the shape {shape} where the model expects {spec}.")
+            raise InputError(f"{where} gives {spec.name!r} the shape {shape} where the model expects {spec}.")
     axes = [(spec, axis) for spec in specs for axis in range(len(spec.shape))]
     learnt: dict[str, tuple[int, str]] = {}
     # Names alone come first, since expressions are computed from them.
@@ -126,11 +130,11 @@ def _check_shapes(path: Path, sample: Sample, specs: Sequence[InputSpec]) -> Non
         size, dim = sample[spec.name].shape[axis], spec.shape[axis]
         if is_name(dim):
             learnt.setdefault(dim, (size, spec.name))
-        _check_size(path, spec, axis, size, learnt)
+        _check_size(where, spec, axis, size, learnt)
 
 
 def _check_size(
-    path: Path, spec: InputSpec, axis: int, size: int, learnt: dict[str, tuple[int, str]]
+    where: str, spec: InputSpec, axis: int, size: int, learnt: dict[str, tuple[int, str]]
 ) -> None:
     dim = spec.shape[axis]
     expected = dim_size(dim, {name: known for name, (known, _) in learnt.items()})
@@ -139,6 +143,6 @@ def _check_size(
     sources = [f"{name} is {learnt[name][0]} in {learnt[name][1]!r}" for name in dim_names(dim)]
     why = f", since {' and '.join(sources)}" if sources else ""
     raise InputError(
-        f"{path} gives {spec.name!r} the size {size} at axis {axis} where the model expects {expected}"
+        f"{where} gives {spec.name!r} the size {size} at axis {axis} where the model expects {expected}"
         f"{why}: its shape must be {spec}."
     )

@@ -1,24 +1,64 @@
-"""Short names for runs of layers: "model.layers.3-7.mlp" for five blocks."""
+"""Names as a user reads them: "model.layers.3-7.mlp" for five blocks, and nothing that a terminal obeys."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-__all__ = ["span"]
+__all__ = ["printable", "span", "spans"]
+
+_SHOWN = 4
 
 
 def span(names: Sequence[str]) -> str:
-    """Consecutive layers as one path where their names differ in one number, else first and last."""
+    """A run of layers: one path where their names count up in one number, else first and last."""
     if len(names) < 2:
         return "".join(names)
     first, last = names[0].split("."), names[-1].split(".")
     places = [index for index, (one, other) in enumerate(zip(first, last, strict=False)) if one != other]
-    if len(first) == len(last) and len(places) == 1 and first[places[0]].isdigit() and last[places[0]].isdigit():
+    if (
+        len(first) == len(last)
+        and len(places) == 1
+        and first[places[0]].isdecimal()
+        and last[places[0]].isdecimal()
+    ):
         place = places[0]
         numbers = range(int(first[place]), int(last[place]) + 1)
         if [_at(first, place, number) for number in numbers] == list(names):
             return _at(first, place, f"{first[place]}-{last[place]}")
     return f"{names[0]} to {names[-1]}" if len(names) > 2 else f"{names[0]} and {names[1]}"
+
+
+def spans(names: Sequence[str]) -> str:
+    """Any layers, in no order: "model.layers.0,2-3.mlp"; of names without a number the first few."""
+    numbers: dict[tuple[tuple[str, ...], int], set[int]] = {}
+    plain: list[str] = []
+    for name in dict.fromkeys(names):
+        parts = name.split(".")
+        place = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+        if place is None:
+            plain.append(name)
+        else:
+            key = tuple(_at(parts, place, "").split(".")), place
+            numbers.setdefault(key, set()).add(int(parts[place]))
+    found = [
+        _at(parts, place, ",".join(_ranges(sorted(counts)))) for (parts, place), counts in numbers.items()
+    ]
+    found += plain
+    more = len(found) - _SHOWN
+    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(text: str) -> str:
+    """Without control characters: names come out of files that anybody may have written."""
+    return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text)
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[str]:
+    start = 0
+    for index, number in enumerate(numbers):
+        if index + 1 == len(numbers) or numbers[index + 1] != number + 1:
+            yield str(number) if index == start else f"{numbers[start]}-{number}"
+            start = index + 1
 
 
 def _at(parts: Sequence[str], place: int, value: object) -> str:

@@ -19,7 +19,7 @@ from fxfuse.errors import FxfuseError, InputError, VerificationError
 from fxfuse.naming import span
 from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
 from fxfuse.passes.chains import find_chains
-from fxfuse.passes.records import Block, Miss, Value
+from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import View
 from fxfuse.plan import Group, choose_groups, split_worst
 from fxfuse.report import GroupReport, Report
@@ -65,7 +65,7 @@ def fuse(
 
     Raises:
         VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
-        InputError: The original model gives NaN or infinity on the measuring inputs, or has no logits for max_kl.
+        InputError: The original model gives NaN or infinity on the measuring inputs, or no logits for max_kl.
     """
     started = time.perf_counter()
     report.versions = versions()
@@ -115,8 +115,8 @@ class _Judge(Generic[Fused]):
         for block in blocks:
             if not is_finite([state[value] for state in self.states for value in (block.x, block.out)]):
                 raise InputError(
-                    f"The original model gives NaN or infinity at {block.name}: check its weights or give other "
-                    "measuring inputs."
+                    f"The original model gives NaN or infinity at {block.name}: check its weights or give "
+                    "other measuring inputs."
                 )
 
     def loss(self, blocks: Sequence[Block]) -> GroupError:
@@ -145,8 +145,9 @@ class _Judge(Generic[Fused]):
             typed.append(reference.parallel(view, group.blocks, rows(x), dtype))
         target = torch.cat(exact)
         error = relative_error(torch.cat(wide), target)
-        rounding = max(relative_error(torch.cat(form), target) for form in (plain, typed))
-        self._check(group, error if finite else math.inf, rounding)
+        ideal = relative_error(torch.cat(typed), target)
+        rounding = max(ideal, relative_error(torch.cat(plain), target))
+        self._check(group, error if finite else math.inf, rounding, ideal)
         loss = group.error
         return GroupReport(
             group.names, sum(block.intermediate_size for block in group.blocks), error,
@@ -160,10 +161,15 @@ class _Judge(Generic[Fused]):
             total += self.front.branch(block, x, sample).double()
         return total
 
-    def _check(self, group: Group, error: float, rounding: float) -> None:
+    def _check(self, group: Group, error: float, rounding: float, ideal: float) -> None:
         """Rounding explains at most twice the unfused form's error; anything above is a bug."""
         where = span(group.names)
         resolution = _resolution(group.blocks[0].dtype, self.states[0][group.blocks[0].x])
+        if not ideal <= 64 * resolution:
+            raise InputError(
+                f"The blocks {where} overflow or lose all precision in {group.blocks[0].dtype} (error "
+                f"{ideal:.2g}): give other measuring inputs, or exclude these blocks."
+            )
         if not rounding <= 64 * resolution:
             raise VerificationError(
                 f"The blocks {where} were not understood: what the runtime computes differs from the matched "
@@ -181,13 +187,13 @@ class _Judge(Generic[Fused]):
         after = self.front.outputs(fused, self.hidden_size)
         if before is None or after is None or (budget.max_kl is not None and not before[1]):
             if budget.max_kl is not None:
-                raise InputError("max_kl needs a model that returns logits, and none of its outputs looks like them.")
+                raise InputError(
+                    "max_kl needs a model that returns logits, and none of its outputs looks like them."
+                )
             return None
         if not is_finite(after[2]) and is_finite(before[2]):
             raise VerificationError("The fused model gives NaN or infinity where the original does not.")
         return end_to_end(before[0], before[2], after[2], logits=before[1])
-
-
 
 
 def _resolution(dtype: str, value: torch.Tensor) -> float:

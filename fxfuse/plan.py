@@ -1,6 +1,6 @@
-"""Choose groups: as long as the budget allows, by measuring; a group that loses too much is halved and tried again.
+"""Choose groups by measuring: each as long as the budget allows, from the front of the chain.
 
-Groups are contiguous, so halving ends at single blocks, which stay sequential.
+A run that loses too much is cut shorter and tried again; a block that fits with no neighbour stays sequential.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def split_worst(groups: list[Group], budget: Budget, measure: Measure, reason: s
     place = groups.index(worst)
     halves: list[Group] = []
     misses: list[Miss] = []
-    _halve(worst.blocks, budget, measure, halves, misses, reason)
+    middle = -(-len(worst.blocks) // 2)
+    for part in (worst.blocks[:middle], worst.blocks[middle:]):
+        if len(part) > 1:
+            _divide(part, budget, measure, halves, misses)
+        else:
+            misses.append(Miss(part[0].name, f"left sequential: {reason}"))
     groups[place : place + 1] = halves
     return misses
 
@@ -57,30 +62,41 @@ def split_worst(groups: list[Group], budget: Budget, measure: Measure, reason: s
 def _divide(
     run: Sequence[Block], budget: Budget, measure: Measure, groups: list[Group], misses: list[Miss]
 ) -> None:
-    if len(run) < 2:
-        misses += [Miss(block.name, "left sequential: no neighbour is left to fuse it with") for block in run]
-        return
-    error = measure(run)
-    if budget.min_sqnr is None or error.sqnr_db >= budget.min_sqnr:
-        groups.append(Group(tuple(run), error))
-        return
-    names = span([block.name for block in run])
-    reason = f"fusing {names} keeps {error.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
-    _halve(run, budget, measure, groups, misses, reason)
-
-
-def _halve(
-    run: Sequence[Block], budget: Budget, measure: Measure, groups: list[Group], misses: list[Miss], reason: str
-) -> None:
-    if len(run) == 2:
-        misses += [Miss(block.name, f"left sequential: {reason}") for block in run]
-        return
-    middle = -(-len(run) // 2)
-    for part in (run[:middle], run[middle:]):
-        if len(part) == 1:
-            misses.append(Miss(part[0].name, f"left sequential: {reason}"))
+    """Take the longest group that the budget allows from the front, again and again."""
+    reason = "no neighbour is left to fuse it with"
+    while run:
+        size, error, refusal = _longest(run, budget, measure)
+        reason = refusal or reason
+        if error is not None:
+            groups.append(Group(tuple(run[:size]), error))
         else:
-            _divide(part, budget, measure, groups, misses)
+            misses.append(Miss(run[0].name, f"left sequential: {reason}"))
+        run = run[size:]
+
+
+def _longest(
+    run: Sequence[Block], budget: Budget, measure: Measure
+) -> tuple[int, GroupError | None, str | None]:
+    """The longest allowed group at the front of `run`: its size, its loss, and why one block more was refused.
+
+    A longer group loses more, so the size is found by bisection; size 1 has no loss: the block stays as it is.
+    """
+    fits: tuple[int, GroupError | None] = (1, None)
+    refusal = None
+    low, high, size = 1, len(run) + 1, len(run)
+    while low + 1 < high:
+        error = measure(run[:size])
+        if budget.min_sqnr is None or error.sqnr_db >= budget.min_sqnr:
+            low, fits = size, (size, error)
+        else:
+            high, refusal = size, _refusal(run[:size], error, budget)
+        size = (low + high) // 2
+    return *fits, refusal
+
+
+def _refusal(run: Sequence[Block], error: GroupError, budget: Budget) -> str:
+    names = span([block.name for block in run])
+    return f"fusing {names} keeps {error.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
 
 
 def _allowed(chain: Chain, budget: Budget, misses: list[Miss]) -> Iterator[list[Block]]:

@@ -95,7 +95,12 @@ def _spec_of(value: onnx.ValueInfoProto) -> InputSpec:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise InputError(f"The model's input {value.name!r} has no shape: export the model with one.")
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError:
+        raise InputError(
+            f"The model's input {value.name!r} has no known type ({tensor.elem_type})."
+        ) from None
     if dtype.kind in "OSU":
         raise InputError(f"The model's input {value.name!r} holds strings, and only numbers can be given.")
     return InputSpec(value.name, dtype, tuple(_dims(tensor.shape)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,18 +17,19 @@ from models.checkpoint import load_demo
 from models.corpus import held_out
 from models.decoder import Decoder
 
-__all__ = ["Evaluation", "Predict", "nats_per_byte", "predictor"]
+__all__ = ["Evaluation", "Predict", "difference", "nats_per_byte", "predictor"]
 
 Predict = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats per byte, its standard error over windows, and the number of bytes predicted."""
+    """Mean loss in nats per byte, its standard error over windows, the bytes, each window's loss."""
 
     mean: float
     standard_error: float
     tokens: int
+    losses: tuple[float, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.standard_error:.4f} nats/byte on {self.tokens} bytes"
@@ -57,7 +58,13 @@ def nats_per_byte(
     windows = data.astype(np.int64)[index]
     losses = np.concatenate([_window_losses(predict, windows[i : i + batch]) for i in range(0, count, batch)])
     spread = float(losses.std(ddof=1) / count**0.5) if count > 1 else float("nan")
-    return Evaluation(float(losses.mean()), spread, count * context)
+    return Evaluation(float(losses.mean()), spread, count * context, tuple(losses.tolist()))
+
+
+def difference(one: Evaluation, other: Evaluation) -> tuple[float, float]:
+    """Return how much more `other` loses on the same windows, in nats per byte, and its standard error."""
+    paired = np.subtract(other.losses, one.losses)
+    return float(paired.mean()), float(paired.std(ddof=1) / len(paired) ** 0.5)
 
 
 def predictor(model: Decoder) -> Predict:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from fxfuse.api import quiet_exporter
 from fxfuse.sessions import session
 from models.checkpoint import load_demo
 from models.corpus import held_out, training
-from models.evaluate import Evaluation, Predict, nats_per_byte
+from models.evaluate import Evaluation, Predict, difference, nats_per_byte
 
 CONTEXT = 256
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +41,7 @@ def export(path: Path) -> None:
 
 
 def save_sample(path: Path, windows: int = 16) -> None:
-    """Write training text, `windows` stretches of `CONTEXT` bytes spread over all files, as measuring input."""
+    """Write training text as measuring input: `windows` stretches of `CONTEXT` bytes over all files."""
     data = training()
     starts = np.linspace(0, len(data) - CONTEXT, windows).astype(np.int64)
     np.savez(path, input_ids=data.astype(np.int64)[starts[:, None] + np.arange(CONTEXT)])
@@ -60,8 +59,9 @@ def predictor(path: Path) -> Predict:
 
 
 def show(label: str, plain: Evaluation, fused: Evaluation) -> None:
-    """Print one line of losses before and after."""
-    print(f"{label:<28}{plain.mean:.4f} before, {fused.mean:.4f} after ({fused.mean - plain.mean:+.4f}) nats/byte")
+    """Print the losses before and after, and what lies between with its standard error over windows."""
+    more, error = difference(plain, fused)
+    print(f"{label}: {plain.mean:.4f} nats/byte before, {fused.mean:.4f} after: {more:+.4f} ± {error:.4f}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,23 +71,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-bytes", type=int, default=102_400)
     options = parser.parse_args(arguments)
     folder: Path = options.out
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     plain, fused, sample = folder / "demo.onnx", folder / "demo.fused.onnx", folder / "sample.npz"
     print(f"Exporting the demo model to {plain}")
     export(plain)
     save_sample(sample)
-    command = ["tools/onnx_fuse.py", str(plain), "--inputs", str(sample), "--report", str(folder / "report.json")]
+    command = ["tools/onnx_fuse.py", str(plain), "--inputs", str(sample), "--force"]
+    command += ["--report", str(folder / "report.json")]
     print(f"Fusing it: python {' '.join(command)}\n", flush=True)
     code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
     if code:
         return code
     data = held_out(options.max_bytes)
-    print(f"\nHeld-out text through ONNX Runtime ({len(data):,} bytes of Python's standard library) ...", flush=True)
+    print(
+        f"\nHeld-out text through ONNX Runtime ({len(data):,} bytes of Python's standard library) ...",
+        flush=True,
+    )
     losses = [nats_per_byte(predictor(path), data, CONTEXT) for path in (plain, fused)]
     groups = json.loads((folder / "report.json").read_text())["groups"]
-    show(f"groups of {' + '.join(str(len(group['blocks'])) for group in groups)} FFNs:", *losses)
-    print(f"{'':<28}± {losses[0].standard_error:.4f} (standard error over windows of {CONTEXT} bytes)")
+    sizes = " + ".join(str(len(group["blocks"])) for group in groups)
+    show(f"groups of {sizes} FFNs", *losses)
     print(f"\nFiles: {plain}, {fused}, {folder / 'report.json'}")
     return 0
 

@@ -69,10 +69,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent, help="where demo and demo-dense are written"
     )
-    parser.add_argument("--steps", type=int, default=2600, help="steps of the dense model")
-    parser.add_argument(
-        "--heal-steps", type=int, default=1000, help="steps after the attentions were removed"
-    )
+    parser.add_argument("--steps", type=int, default=2200, help="steps of the dense model")
+    parser.add_argument("--heal-steps", type=int, default=900, help="steps after the attentions were removed")
     parser.add_argument("--batch", type=int, default=8, help="windows in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=12)

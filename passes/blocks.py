@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 from fxfuse.passes.records import FFN, Block, Linear, Miss, Norm, Value
-from fxfuse.passes.spellings.ffns import FFNMatch, match_ffn
+from fxfuse.passes.spellings.ffns import FFNMatch, NearlyFFN, match_ffn
 from fxfuse.passes.spellings.norms import match_norm
 from fxfuse.passes.view import Op, Operand, View, is_constant, root, strip
 
@@ -58,15 +58,24 @@ def _match_branch(view: View, out: Value, stream: Operand, branch: Operand) -> B
     match = match_ffn(view, branch)  # type: ignore[arg-type]
     if match is None:
         return _after_norm(view, out, branch)
-    if isinstance(match, str):
-        return Miss(_place(view, out, branch), match)
+    if isinstance(match, NearlyFFN):
+        return Miss(_place(view, out, branch), match.reason) if _reads(view, match, stream) else None
     reading = _Reading(view, out, match, set(hidden) | set(match.trail))
+    if strip(view, match.source) == strip(view, stream):
+        return reading.miss("the FFN reads the residual stream without a norm before it (post-norm form)")
     norm = match_norm(view, match.source, reading.trail)
     if norm is None:
-        return reading.miss("the FFN reads the residual stream without a norm before it (post-norm form)"
-                            if root(view, match.source) == root(view, stream)
-                            else f"no norm stands before the FFN, which reads {view.node_name(match.source)}")
+        return reading.miss(f"no norm stands before the FFN, which reads {view.node_name(match.source)}")
     return _join(reading, stream, branch, norm)
+
+
+def _reads(view: View, nearly: NearlyFFN, stream: Operand) -> bool:
+    """Whether the first products of something read a norm of `stream`, as an FFN's would."""
+    for source in nearly.sources:
+        norm = match_norm(view, source, set())
+        if norm is not None and strip(view, norm.source) == strip(view, stream):
+            return True
+    return False
 
 
 def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Block | Miss:
@@ -125,10 +134,11 @@ def _shared_weight(view: View, ffn: FFN, trail: set[Value]) -> str | None:
     for linear in (ffn.gate, ffn.up, ffn.down):
         if linear is None:
             continue
-        for value in _chain_of_constants(view, linear.weight):
-            for reader in view.readers(value):
-                if reader not in trail and not view.is_constant(reader):
-                    return f"its weight {view.node_name(value)} is also read by {view.node_name(reader)}"
+        values = _chain_of_constants(view, linear.weight)
+        stored = next((each for each in values if view.op(each) is None), linear.weight)
+        for reader in (reader for value in values for reader in view.readers(value)):
+            if reader not in trail and not view.is_constant(reader):
+                return f"its weight {view.node_name(stored)} is also read by {view.node_name(reader)}"
     return None
 
 

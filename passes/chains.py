@@ -84,7 +84,9 @@ def _tap(view: View, before: Block, block: Block) -> str | None:
         if view.is_output(value):
             return f"{view.node_name(value)} inside {block.name} is also a graph output"
         for reader in view.readers(value):
-            if reader not in allowed and not _reads_shape(view, value, reader, before.out):
+            if reader in allowed or _reads_shape(view, value, reader, before.out):
+                continue
+            if not _goes_too(view, reader, allowed):
                 return f"{view.node_name(value)} inside {block.name} is also read by {view.node_name(reader)}"
     return None
 
@@ -93,6 +95,20 @@ def _reads_shape(view: View, value: Value, reader: Value, stream: Value) -> bool
     """Whether `reader` wants the stream's shape alone, which a fused group still has."""
     op = view.op(reader)
     return op is not None and op.kind == "shape" and root(view, value) == root(view, stream)
+
+
+def _goes_too(view: View, reader: Value, allowed: frozenset[Value]) -> bool:
+    """Whether `reader` wants a shape for the block's own use alone, as for a reshape inside it."""
+    op = view.op(reader)
+    stack = [reader]
+    for _ in range(64):
+        if op is None or op.kind != "shape" or not stack:
+            break
+        value = stack.pop()
+        if view.is_output(value):
+            return False
+        stack += [each for each in view.readers(value) if each not in allowed]
+    return op is not None and op.kind == "shape" and not stack
 
 
 def _difference(before: Block, block: Block) -> str | None:

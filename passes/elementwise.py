@@ -35,9 +35,13 @@ FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "pow": torch.pow,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
+    "greater": torch.gt,
+    "less": torch.lt,
+    "where": torch.where,
     "neg": torch.neg,
     "abs": torch.abs,
     "exp": torch.exp,
+    "expm1": torch.expm1,
     "log": torch.log,
     "sqrt": torch.sqrt,
     "rsqrt": torch.rsqrt,
@@ -115,20 +119,34 @@ def evaluate(
 
     With `cast`, casts written in the graph are carried out instead of being passed over.
     """
+    return _evaluate(view, operand, dict(known), dtype, cast)
+
+
+def _evaluate(
+    view: View, operand: Operand, known: dict[Value, torch.Tensor], dtype: torch.dtype, cast: bool
+) -> torch.Tensor:
+    """As `evaluate`; `known` grows, so that a value that is read twice is computed once."""
     if operand is None:
         raise ValueError("an absent operand has no value")
     if isinstance(operand, (int, float)):
         return torch.tensor(operand, dtype=dtype)
-    if not isinstance(operand, Op) and operand in known:
-        return known[operand]
-    op = op_of(view, operand)
-    if op is None:
-        tensor = view.stored(operand)
-        return tensor.to(dtype) if tensor.is_floating_point() or dtype.is_floating_point else tensor
-    args = [evaluate(view, each, known, dtype, cast=cast) for each in op.inputs]
+    if isinstance(operand, Op):
+        return _apply(view, operand, known, dtype, cast)
+    if operand not in known:
+        op = op_of(view, operand)
+        known[operand] = _as(view.stored(operand), dtype) if op is None else _apply(view, op, known, dtype, cast)
+    return known[operand]
+
+
+def _apply(view: View, op: Op, known: dict[Value, torch.Tensor], dtype: torch.dtype, cast: bool) -> torch.Tensor:
+    args = [_evaluate(view, each, known, dtype, cast) for each in op.inputs]
     if op.kind == "cast":
         return args[0].to(getattr(torch, op.attrs["dtype"])) if cast else args[0]
     return FUNCTIONS[op.kind](*_on_one_device(args), **_keywords(op))
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() or dtype.is_floating_point else tensor
 
 
 def constant(view: View, value: Operand, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:

@@ -16,6 +16,8 @@ declared over that vocabulary alone. Operators it does not translate keep their 
     transpose    x                        last two axes swapped
     route        x                        a router's choice of experts
     shape        x                        reads the shape alone
+
+An operator whose native name is a kind, but which is not of that form, goes by "another" and its name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How near a fused output must come to the hand-written parallel model.
 
-    |output - exact| / |exact|     exact = the oracle of `parallel`, its weights as stored, computed in float64
+    |output - exact| / |exact|     exact = the oracle of `parallel` in float64, on the weights as stored
 
 The bound is the rounding of the type, and a small multiple of what the oracle itself loses in that type.
 """

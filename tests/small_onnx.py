@@ -1,6 +1,6 @@
-"""A decoder without attention as a small ONNX file, made by hand so that each test can damage it in its own way.
+"""A decoder without attention as a small ONNX file, made by hand so that each test can damage it.
 
-    ids -> Gather -> [x + down(silu(gate(n(x))) * up(n(x)))] * layers -> MatMul -> logits
+ids -> Gather -> [x + down(silu(gate(n(x))) * up(n(x)))] * layers -> MatMul -> logits
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Small:
     """The parts of a model that is being put together; `model()` gives it."""
 
     layers: int = 3
-    scale: float = 0.02
+    scale: float = 0.005
     dtype: int = TensorProto.FLOAT
     paths: bool = True
     nodes: list[onnx.NodeProto] = field(default_factory=list)

@@ -56,9 +56,10 @@ class ExportedGraph(TorchGraph):
         graph = fused.module.graph
         named = {node.name: node for node in graph.find_nodes(op="placeholder")}
         specs = [_parameter(node) for node in fused.added]
+        written = {spec.target for spec in old.graph_signature.output_specs}
         for spec in old.graph_signature.input_specs:
             node = named[spec.arg.name]
-            if spec.kind in _STORED and not node.users:
+            if spec.kind in _STORED and not node.users and spec.target not in written:
                 graph.erase_node(node)
             else:
                 specs.append(spec)

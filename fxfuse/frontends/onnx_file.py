@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ import numpy as np
 import onnx
 import torch
 
+from fxfuse.errors import InputError, VerificationError
+from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.inputs import Sample
+from fxfuse.numerics import is_finite
 from fxfuse.onnxio import INLINE_LIMIT, infer_shapes, read_tensor, total_bytes, write_model
 from fxfuse.passes.onnx.extract import ModelIndex, extract
 from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
-from fxfuse.passes.onnx.upcast import has_bfloat16, upcast
 from fxfuse.passes.onnx.view import OnnxView, to_torch
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 from fxfuse.passes.weights import widen
-from fxfuse.sessions import Provider, Session, session
+from fxfuse.sessions import Provider
 
 __all__ = ["OnnxFile", "FusedFile", "to_numpy", "depth", "vocab_size"]
 
@@ -57,18 +60,17 @@ class OnnxFile:
         self.samples = samples
         self.workspace = workspace
         self.name = name
-        self.provider = provider
         self.notes: list[str] = []
         self._shaped = infer_shapes(model)
         self.view = self._view()
-        self._upcast = has_bfloat16(model) and not _runs_bfloat16(provider)
+        self._runner = Runner(model, folder, provider)
         self._index = ModelIndex(model)
         self._branches: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {}
         self._outputs: list[list[np.ndarray[Any, Any]]] = []
-        if self._upcast:
+        if self._runner.upcast:
             self.notes.append(
-                "bfloat16: ONNX Runtime's CPU provider has no kernels for it, so the figures are of a float32 "
-                "copy; the file that is written stays bfloat16"
+                "bfloat16: ONNX Runtime's CPU provider has no kernels for it, so the figures are of a "
+                "float32 copy; the file that is written stays bfloat16"
             )
 
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
@@ -80,12 +82,18 @@ class OnnxFile:
         model.graph.output.extend(
             onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in own
         )
-        opened = self._session(model)
+        opened = self._runner.open(model)
         self._outputs, states = [], []
         for sample in self.samples:
-            results = opened.run([*own, *names], self._feed(opened, sample))
+            results = self._runner.run(opened, [*own, *names], sample)
             self._outputs.append(results[: len(own)])
-            states.append({name: to_torch(each) for name, each in zip(names, results[len(own) :], strict=True)})
+            states.append(
+                {name: to_torch(each) for name, each in zip(names, results[len(own) :], strict=True)}
+            )
+        if any(state[name].numel() == 0 for state in states for name in names):
+            raise InputError(
+                "The measuring inputs hold no tokens: give some with --inputs (inputs=[...] in Python)."
+            )
         return states  # type: ignore[return-value]
 
     def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
@@ -111,7 +119,8 @@ class OnnxFile:
     def fused_branch(self, fused: FusedFile, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.fused_branch`."""
         block, name = fused.groups[index]
-        return self._part(ModelIndex(fused.model), fused.path.parent, block, name)(x, sample)
+        with _judging():
+            return self._part(ModelIndex(fused.model), fused.path.parent, block, name)(x, sample)
 
     def outputs(
         self, fused: FusedFile | None, hidden_size: int
@@ -119,15 +128,19 @@ class OnnxFile:
         """See `FrontEnd.outputs`."""
         names = [output.name for output in self.model.graph.output]
         first = [_tensor(each) for each in self._outputs[0]]
+        results = self._outputs
+        if fused is not None:
+            with _judging():
+                opened = self._runner.open(fused.model, fused.path)
+                results = [self._runner.run(opened, names, sample) for sample in self.samples]
         chosen = choose_output(names, first, hidden_size)
         if chosen is None:
             return None
-        results = self._outputs
-        if fused is not None:
-            opened = self._session(fused.model, fused.path)
-            results = [opened.run(names, self._feed(opened, sample)) for sample in self.samples]
         index, logits = chosen
-        return names[index], logits, [to_torch(each[index]) for each in results]
+        values = [to_torch(each[index]) for each in results]
+        if fused is None and not is_finite(values):
+            raise InputError(f"The original model gives NaN or infinity at its output {names[index]!r}.")
+        return names[index], logits, values
 
     def _view(self) -> OnnxView:
         return OnnxView(self._shaped, lambda tensor: read_tensor(tensor, self.folder))
@@ -146,36 +159,15 @@ class OnnxFile:
         names = {str(each) for each in (block.x, stream, strip(self.view, stream))}
         kind = self.view.dtype(block.x) or block.dtype
         cuts = dict.fromkeys(names, _element_type(kind))
-        opened = self._session(extract(index, cuts, [wanted]), folder=folder)
+        opened = self._runner.open(extract(index, cuts, [wanted]), folder=folder)
         reads = [each.name for each in opened.get_inputs()]
 
         def run(x: torch.Tensor, sample: int) -> torch.Tensor:
             feed = {name: to_numpy(x) for name in reads if name in names}
             feed |= {name: self.samples[sample][name] for name in reads if name not in names}
-            return to_torch(opened.run([wanted], self._feed(opened, feed))[0])
+            return to_torch(self._runner.run(opened, [wanted], feed)[0])
 
         return run
-
-    def _session(self, model: onnx.ModelProto, path: Path | None = None, folder: Path | None = None) -> Session:
-        folder = folder or (path.parent if path is not None else self.folder)
-        if self._upcast:
-            loaded = onnx.ModelProto()
-            loaded.CopyFrom(model)
-            onnx.load_external_data_for_model(loaded, str(folder))
-            return session(upcast(loaded).SerializeToString(), self.provider, cuda_options=_EXACT)
-        if path is not None:
-            return session(path, self.provider, cuda_options=_EXACT)
-        return session(model.SerializeToString(), self.provider, folder=folder, cuda_options=_EXACT)
-
-    def _feed(self, opened: Session, sample: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        if not self._upcast:
-            return {each.name: sample[each.name] for each in opened.get_inputs()}
-        return {
-            each.name: sample[each.name].astype(np.float32)
-            if sample[each.name].dtype.name == "bfloat16"
-            else sample[each.name]
-            for each in opened.get_inputs()
-        }
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -202,12 +194,30 @@ def vocab_size(model: onnx.ModelProto) -> int | None:
     source = {value.name: value.name for value in model.graph.input}
     rows = []
     for node in model.graph.node:
-        if node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze") and node.input[0] in source:
+        if (
+            node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze")
+            and source.keys() & node.input[:1]
+        ):
             source[node.output[0]] = source[node.input[0]]
-        if node.op_type == "Gather" and node.input[1] in source and len(sizes.get(node.input[0], ())) == 2:
+        if (
+            node.op_type == "Gather"
+            and source.keys() & node.input[1:]
+            and len(sizes.get(node.input[0], ())) == 2
+        ):
             rows.append((source[node.input[1]], int(sizes[node.input[0]][0])))
     tokens = [size for name, size in rows if "pos" not in name and "type" not in name]
     return min(tokens) if tokens else None
+
+
+@contextlib.contextmanager
+def _judging() -> Iterator[None]:
+    """What fails here is fxfuse's own output, no input."""
+    try:
+        yield
+    except InputError as error:
+        raise VerificationError(
+            f"The rewritten model does not run, so it was not written: {error}"
+        ) from error
 
 
 def _tensor(value: Any) -> object:
@@ -216,9 +226,3 @@ def _tensor(value: Any) -> object:
 
 def _element_type(name: str) -> int:
     return int(getattr(onnx.TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(name, name.upper())))
-
-
-def _runs_bfloat16(provider: Provider) -> bool:
-    from fxfuse.runtime import cuda_problem
-
-    return provider != "cpu" and cuda_problem() is None

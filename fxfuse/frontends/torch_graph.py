@@ -17,6 +17,7 @@ from fxfuse.passes.fx.ops import ASSERTIONS, name_of
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 from fxfuse.passes.weights import Wide, widen
@@ -52,7 +53,7 @@ class TorchGraph:
         self.weights = dict(weights)
         self.view = FxView(module, weights)
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self._inputs = dict(zip(placeholders, inputs, strict=True))
+        self._inputs = dict(zip(placeholders, map(_plain, inputs), strict=True))
         self._outputs: list[Any] = []
 
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
@@ -60,13 +61,13 @@ class TorchGraph:
         nodes = [value for value in values if isinstance(value, fx.Node)]
         results = _output_nodes(self.module)
         with _quiet_run():
-            found = compute(self.module, dict.fromkeys([*nodes, *results]), self._known(self.module))
+            found = compute(self.module, {*nodes, *results}, self._known(self.module), self.view.writes)
         self._outputs = [found[node] for node in results]
         return [{node: found[node] for node in nodes}]
 
     def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.branch`."""
-        return self._run(self.view, self.module, block, block.branch, x)
+        return self._run(self.view, self.module, block, block.branch, x, writes=self.view.writes)
 
     def apply(self, groups: Sequence[Sequence[Block]]) -> FusedGraph:
         """See `FrontEnd.apply`."""
@@ -124,18 +125,20 @@ class TorchGraph:
         wanted: Any,
         x: torch.Tensor,
         added: Mapping[fx.Node, torch.Tensor] | None = None,
+        writes: Writes | None = None,
     ) -> torch.Tensor:
         known = self._known(module, clone=False) | dict(added or {})
         stream = root(view, block.x)
         known |= {node: x for node in (block.x, stream, strip(view, stream))}  # type: ignore[misc]
         with _quiet_run():
-            return compute(module, [wanted], known)[wanted]  # type: ignore[no-any-return]
+            return compute(module, [wanted], known, writes)[wanted]  # type: ignore[no-any-return]
 
     def _known(self, module: fx.GraphModule, *, clone: bool = True) -> dict[fx.Node, Any]:
         """The placeholders' values; inputs are copied, because a graph may write to them."""
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         given = dict(zip((node.name for node in self._inputs), self._inputs.values(), strict=True))
-        fixed = {node.name for node in self.weights}
+        written = Writes(module).by_storage() if clone else ()
+        fixed = {node.name for node in self.weights} - {node.name for node in written}
         known = {}
         for node in placeholders:
             if node.name not in given:
@@ -194,8 +197,14 @@ def _output_nodes(module: fx.GraphModule) -> list[fx.Node]:
     return list(output.all_input_nodes)
 
 
+def _plain(value: Any) -> Any:
+    """A size that dynamo passes as a symbol, as the number it stands for."""
+    return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
+
+
 @contextmanager
 def _quiet_run() -> Iterator[None]:
     """Run without gradients and leave the random state as it was."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
         yield

@@ -17,6 +17,9 @@ ASSERTIONS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym
 SHAPE_READERS = {"sym_size", "size", "sym_numel", "numel", "dim", "shape", "ndim", "device", "dtype"}
 
 
+_OWNERS = {"torch", "_operator", "builtins", "math"}
+
+
 class Call:
     """The arguments of one call, by position or keyword, and what is known of their shapes."""
 
@@ -43,13 +46,21 @@ class Call:
 
 
 def name_of(node: fx.Node) -> str:
-    """The operator's bare name: "add" for torch.add, operator.add, Tensor.add and aten.add.Tensor."""
+    """The operator's bare name: "add" for torch.add, operator.add, Tensor.add and aten.add.Tensor.
+
+    An operator that is not torch's own keeps its namespace: another "silu" may be another function.
+    """
     target = node.target
-    if node.op == "call_function" and target is getattr:
+    if isinstance(target, str):
+        return target
+    if target is getattr:
         return str(node.args[1])
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.rpartition("::")[2]
-    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
+        space, _, name = packet._qualified_op_name.rpartition("::")
+        return name if space in ("aten", "prims") else f"{space}::{name}"
+    name, owner = getattr(target, "__name__", str(target)), getattr(target, "__module__", None) or "torch"
+    return name if owner.partition(".")[0] in _OWNERS else f"{owner}.{name}"
 
 
 def _elementwise(kind: str, arity: int = 1) -> Callable[[Call], Op | None]:
@@ -247,10 +258,11 @@ HANDLERS: dict[str, Callable[[Call], Op | None]] = {
     "div": _div, "truediv": _div, "div_": _div, "pow": _elementwise("pow", 2),
     # functions of one value
     **{name: _elementwise(name) for name in (
-        "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "sigmoid", "tanh", "erf", "relu",
+        "neg", "abs", "exp", "expm1", "log", "sqrt", "rsqrt", "reciprocal", "square", "sigmoid", "tanh", "erf", "relu",
         "silu", "mish",
     )},
     "maximum": _elementwise("maximum", 2), "minimum": _elementwise("minimum", 2),
+    "gt": _elementwise("greater", 2), "lt": _elementwise("less", 2), "where": _elementwise("where", 3),
     "clamp": _clamp, "clamp_min": _clamp, "gelu": _gelu, "softplus": _softplus, "relu_": _elementwise("relu"),
     "silu_": _elementwise("silu"),
     # types

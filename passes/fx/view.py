@@ -19,6 +19,9 @@ from fxfuse.passes.view import Op
 
 __all__ = ["Attribute", "FxView", "module_path"]
 
+_KINDS = {*FUNCTIONS, "mean", "rms_norm", "layer_norm", "linear", "route", "shape"}
+
+
 @dataclass(frozen=True)
 class Attribute:
     """A tensor held by a module of the graph, by dotted path."""
@@ -32,7 +35,7 @@ class FxView:
     def __init__(self, module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
         self.module = module
         self.weights = dict(weights or {})
-        self._writes = Writes(module)
+        self.writes = Writes(module)
         self._order = {node: index for index, node in enumerate(module.graph.nodes)}
         self._ops: dict[fx.Node, Op | None] = {}
         self._constants: set[fx.Node] = set()
@@ -94,7 +97,7 @@ class FxView:
 
     def node_name(self, value: Value) -> str:
         """See `View.node_name`."""
-        return value.name if isinstance(value, fx.Node) else str(value)
+        return value.path if isinstance(value, Attribute) else str(value)
 
     def scope(self, value: Value) -> str:
         """See `View.scope`."""
@@ -120,7 +123,7 @@ class FxView:
         return self.stored(value) if meta is None and value.op == "get_attr" else meta
 
     def _read(self, node: fx.Node) -> None:
-        if (node.op == "get_attr" or node in self.weights) and not self._writes.spoil(node):
+        if (node.op == "get_attr" or node in self.weights) and not self.writes.spoil(node):
             self._constants.add(node)
         op = self._canonical(node)
         self._ops[node] = op
@@ -161,15 +164,20 @@ class FxView:
             return Op("shape", (node.args[0],) if node.args else ())  # type: ignore[arg-type]
         handler = HANDLERS.get(name)
         op = handler(Call(node, self.shape)) if handler else None
-        return self._unless_written(node, op or Op(name, tuple(node.all_input_nodes)))
+        return self._unless_written(node, op or Op(_other(name), tuple(node.all_input_nodes)))
 
     def _unless_written(self, node: fx.Node, op: Op) -> Op:
         """`op`, or an operator no rule knows where an in-place write makes it mean something else."""
-        if self._writes.spoil(node):
+        if self.writes.spoil(node):
             return Op(f"{op.kind} that is written over", tuple(node.all_input_nodes))
-        if self._writes.is_noticed(node) or (op.kind == "add" and self._writes.pin(node)):
+        if self.writes.is_noticed(node) or (op.kind == "add" and self.writes.pin(node)):
             return Op(f"{op.kind} beside an in-place write", tuple(node.all_input_nodes))
         return op
+
+
+def _other(name: str) -> str:
+    """The kind of an operator that no handler took, which must not pass for one that was."""
+    return f"another {name}" if name in _KINDS else name
 
 
 def module_path(text: str) -> str:

@@ -29,8 +29,11 @@ class Writes:
         self._module = module
         self._order = {node: index for index, node in enumerate(module.graph.nodes)}
         self._writers: dict[fx.Node, list[fx.Node]] = {}
+        self._all: list[fx.Node] = []
         for node in self._order:
-            for target in self._written_by(node):
+            targets = list(self._written_by(node))
+            self._all += [node] if targets else []
+            for target in targets:
                 self._writers.setdefault(target, []).append(node)
 
     def spoil(self, node: fx.Node) -> bool:
@@ -49,6 +52,21 @@ class Writes:
                 if writer is not node and any(self._order[user] < self._order[writer] for user in source.users):
                     return True
         return False
+
+    def storage(self, node: fx.Node) -> fx.Node:
+        """The value whose memory `node` looks into, as a view of it or as what was written there."""
+        while True:
+            source = node.args[0] if node.args and _is_alias(node) else target_of(node, self._module)
+            if not isinstance(source, fx.Node):
+                return node
+            node = source
+
+    def by_storage(self) -> dict[fx.Node, list[fx.Node]]:
+        """All calls that write, in order, under the value whose memory they write into."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for node in self._all:
+            found.setdefault(self.storage(node), []).append(node)
+        return found
 
     def _written_by(self, node: fx.Node) -> Iterator[fx.Node]:
         """What `node` writes into: its target and all that this is a view of."""

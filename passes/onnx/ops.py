@@ -218,6 +218,7 @@ HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
     "Add": _elementwise("add", 2), "Sub": _elementwise("sub", 2), "Mul": _elementwise("mul", 2),
     "Div": _elementwise("div", 2), "Pow": _elementwise("pow", 2),
     "Max": _elementwise("maximum", 2), "Min": _elementwise("minimum", 2), "Clip": _clip,
+    "Greater": _elementwise("greater", 2), "Less": _elementwise("less", 2), "Where": _elementwise("where", 3),
     # of one value
     **{name: _elementwise(name.lower()) for name in (
         "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf", "Relu", "Softplus", "Mish",

@@ -20,7 +20,7 @@ from fxfuse.passes.spellings.activations import GATE_PROBES, UP_PROBES, name_of,
 from fxfuse.passes.spellings.affine import is_per_channel, peel_while
 from fxfuse.passes.view import Op, Operand, View, op_of, strip
 
-__all__ = ["FFNMatch", "match_ffn"]
+__all__ = ["FFNMatch", "NearlyFFN", "match_ffn"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,15 @@ class FFNMatch:
     objection: str | None
 
 
-def match_ffn(view: View, output: Value) -> FFNMatch | str | None:
+@dataclass(frozen=True)
+class NearlyFFN:
+    """Something that is almost an FFN: why it is none, and what its first products read."""
+
+    reason: str
+    sources: tuple[Value, ...]
+
+
+def match_ffn(view: View, output: Value) -> FFNMatch | NearlyFFN | None:
     """The FFN that computes `output`; a reason where it is almost one; None where it is none."""
     trail: set[Value] = set()
     rates: list[float] = []
@@ -47,18 +55,21 @@ def match_ffn(view: View, output: Value) -> FFNMatch | str | None:
         return None
     inside = region(view, middle, lambda each: _first(view, each) is not None)
     firsts = [_First(view, leaf) for leaf in inside.leaves]
+    firsts += [_First(view, each) for each in _products_behind(view, inside.foreign)]
+    sources = tuple(first.source for first in firsts)
     if inside.foreign or not inside.interior:
-        return _almost(view, firsts, inside.foreign)
+        reason = _almost(view, firsts, inside.foreign)
+        return NearlyFFN(reason, sources) if reason is not None else None
     trail |= inside.interior
     for first in firsts:
         trail |= first.trail
         rates += first.rates
     objection = _objection(view, firsts, inside.constants)
     if objection is not None:
-        return objection
+        return NearlyFFN(objection, sources)
     ordered = _order(view, middle, firsts)
     if ordered is None:
-        return "the activation region is not of the form act(gate) * up"
+        return NearlyFFN("the activation region is not of the form act(gate) * up", sources)
     gate, up, activation = ordered
     if inside.dropout or rates:
         objection = f"dropout (p={inside.dropout or rates[0]:g}) is active: call model.eval() first"
@@ -121,7 +132,7 @@ def _linear(
             return None
         if op.kind != "dropout":
             break
-        rates.append(op.attrs["p"])
+        rates += [op.attrs["p"]] if op.attrs["active"] else []
         passed.add(inner)  # type: ignore[arg-type]
         operand = op.inputs[0]
     if op.kind != "linear":
@@ -165,6 +176,13 @@ def _almost(view: View, firsts: list[_First], foreign: list[Operand]) -> str | N
     if kind in ("scaled_dot_product_attention", "softmax", "Softmax"):
         return None
     return f"between the first product and down_proj stands {kind} ({view.node_name(named[0])})"
+
+
+def _products_behind(view: View, foreign: list[Operand]) -> list[Value]:
+    """Products that an operator reads which is not elementwise, or not known to be."""
+    read = [each for operand in foreign if (op := op_of(view, operand)) is not None for each in op.inputs]
+    values = [each for each in read if not isinstance(each, (Op, int, float)) and each is not None]
+    return [each for each in values if not view.is_constant(each) and _first(view, each) is not None]
 
 
 def _objection(view: View, firsts: list[_First], constants: list[Value]) -> str | None:

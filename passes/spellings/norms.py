@@ -1,18 +1,18 @@
 r"""RMSNorm and LayerNorm, as one operator or spelled out.
 
-    rms:    y = x * r(mean(x^2))                     r(m) = c / sqrt(m + eps)
+    rms:    y = x * r(mean(x^2))                     r(m) = 1 / sqrt(m + eps)
     layer:  y = z * r(mean(z^2)),  z = x - mean(x)
 
 followed by constants (gain, gain + 1, bias) in any order, with casts anywhere. r is recognised by what it
-computes: 1 / r(m)^2 is a straight line in m, and gives eps and c. So rsqrt(m + eps), 1 / sqrt(m + eps),
-(m + eps)^-0.5 and x / sqrt(m + eps) are one spelling.
+computes: 1 / r(m)^2 is m + eps. So rsqrt(m + eps), 1 / sqrt(m + eps), (m + eps)^-0.5 and x / sqrt(m + eps)
+are one spelling.
 """
 
 from __future__ import annotations
 
 import torch
 
-from fxfuse.passes.elementwise import Region, evaluate, region
+from fxfuse.passes.elementwise import Region, constant, evaluate, region
 from fxfuse.passes.records import Norm, Step, Value
 from fxfuse.passes.spellings.affine import peel_while
 from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, strip
@@ -31,7 +31,7 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
     op = op_of(view, unit)
     if op is None:
         return None
-    found = _operator(op, unit, core, output, gain) if op.kind in _OPERATORS else None
+    found = _operator(view, op, unit, core, output, gain) if op.kind in _OPERATORS else None
     if found is None:
         found = _spelled_out(view, op, core, output, gain, passed)
     if found is None:
@@ -42,8 +42,11 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
     return found
 
 
-def _operator(op: Op, unit: Operand, core: Operand, output: Value, steps: tuple[Step, ...]) -> Norm | None:
-    if isinstance(unit, Op) or isinstance(core, Op):
+def _operator(
+    view: View, op: Op, unit: Operand, core: Operand, output: Value, steps: tuple[Step, ...]
+) -> Norm | None:
+    eps = op.attrs["eps"]
+    if isinstance(unit, Op) or isinstance(core, Op) or not is_constant(view, eps):
         return None
     source, *constants = op.inputs
     own: list[Step] = []
@@ -58,7 +61,7 @@ def _operator(op: Op, unit: Operand, core: Operand, output: Value, steps: tuple[
         unit=None if own else core,  # type: ignore[arg-type]
         operator=unit,  # type: ignore[arg-type]
         gain=(*own, *steps),
-        eps=op.attrs["eps"],
+        eps=float(constant(view, eps)),
     )
 
 
@@ -74,18 +77,17 @@ def _spelled_out(
         scale = _row_scale(view, factor, value, inverse=op.kind == "div", trail=inner)
         if scale is None:
             continue
-        eps, multiplier, source, kind = scale
+        eps, source, kind = scale
         trail |= inner
-        first = () if abs(multiplier - 1.0) < 1e-6 else (Step("mul", multiplier),)
         unit = None if isinstance(core, Op) else core
-        return Norm(kind, source, output, unit, None, (*first, *gain), eps)  # type: ignore[arg-type]
+        return Norm(kind, source, output, unit, None, gain, eps)  # type: ignore[arg-type]
     return None
 
 
 def _row_scale(
     view: View, factor: Operand, value: Operand, *, inverse: bool, trail: set[Value]
-) -> tuple[float, float, Operand, str] | None:
-    """eps, multiplier, source and kind when `factor` normalises `value`; None otherwise."""
+) -> tuple[float, Operand, str] | None:
+    """eps, source and kind when `factor` normalises `value`; None otherwise."""
     if isinstance(factor, (int, float)) or factor is None:
         return None
     inside = region(view, factor, lambda each: _is_mean(view, each))
@@ -93,14 +95,14 @@ def _row_scale(
         return None
     mean = op_of(view, inside.leaves[0])
     squared = _squared(view, mean.inputs[0], trail) if mean else None
-    line = _straight_line(view, factor, inside, inverse)
-    if squared is None or line is None:
+    eps = _straight_line(view, factor, inside, inverse)
+    if squared is None or eps is None:
         return None
     trail |= inside.interior | set(inside.leaves)
     kind, source = _centred(view, value, trail)
     if (kind, source) != _centred(view, squared, trail):
         return None
-    return (*line, source, kind)
+    return eps, source, kind
 
 
 def _is_mean(view: View, value: Value) -> bool:
@@ -129,20 +131,16 @@ def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
 
 def _straight_line(
     view: View, factor: Operand, inside: Region, inverse: bool
-) -> tuple[float, float] | None:
-    """eps and multiplier c of r(m) = c / sqrt(m + eps), if `factor` is one."""
+) -> float | None:
+    """eps of r(m) = 1 / sqrt(m + eps), if `factor` is one."""
     try:
         r = evaluate(view, factor, {inside.leaves[0]: _PROBES}, torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
     line = r.square() if inverse else r.square().reciprocal()
-    slope = line[1] - line[0]
-    if line.shape != _PROBES.shape or not torch.isfinite(line).all() or slope <= 0:
+    if line.shape != _PROBES.shape or not torch.isfinite(line).all() or bool((r < 0).any()):
         return None
-    fitted = line[0] + slope * _PROBES
-    if not torch.allclose(line, fitted, rtol=1e-6, atol=1e-12):
-        return None
-    return float(line[0] / slope), float(slope.rsqrt())
+    return float(line[0]) if torch.allclose(line, line[0] + _PROBES, rtol=1e-6, atol=1e-12) else None
 
 
 def _centred(view: View, operand: Operand, trail: set[Value]) -> tuple[str, Operand]:

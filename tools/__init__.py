@@ -1,0 +1,1 @@
+"""Scripts that are run from a checkout; they are no part of the installed package."""
