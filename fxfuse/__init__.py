@@ -6,7 +6,7 @@
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
     graph, report = fxfuse.fuse(exported_program, (input_ids,))
 
-The rewrite is lossy: every report says what was found and why not more, and what it costs on the given inputs.
+The rewrite is lossy: every report says what was found and why not more, and what it costs on your inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
     "session",
 ]
 
-# Where each public name lives. They are loaded on first use, so that `fxfuse --version` does not wait for torch.
+# Where each public name lives; loaded on first use, so that `fxfuse --version` does not wait for torch.
 _HOMES = {
     "backend": "backend",
     "reports": "backend",

@@ -1,7 +1,7 @@
 """torch.compile(model, backend=fxfuse): fuse the dynamo graph, then hand it to an inner backend.
 
-Dynamo lifts parameters to placeholders. The wide weights become placeholders too, appended at the end, so that
-the inner backend treats them as it treats parameters, and one wrapper adds them to every call.
+Dynamo lifts parameters to placeholders. The wide weights become placeholders too, appended at the end, so
+that the inner backend treats them as it treats parameters, and one wrapper adds them to every call.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def backend(
         return compile_inner(module, example_inputs)
     before = sum(chain.length for chain in report.chains)
     report.before = size_of(module, front.weights, before)
-    report.after = size_of(fused.module, front.weights_of(fused), before - report.fused_blocks + len(report.groups))
+    report.after = size_of(
+        fused.module, front.weights_of(fused), before - report.fused_blocks + len(report.groups)
+    )
     report.notes.append(_memory_note(fused))
     _tell(report, None)
     return CompiledGraph(front, fused, compile_inner, list(example_inputs), report)
@@ -167,8 +169,8 @@ class CompiledGraph:
         """
         if any(float(args[place]) != known for place, known in self._fixed):
             raise RuntimeError(
-                "A number of a fused block (an eps) changed after compilation: call torch.compiler.reset() and "
-                "compile again."
+                "A number of a fused block (an eps) changed after compilation: call torch.compiler.reset() "
+                "and compile again."
             )
         for watch in self._watches:
             if watch.is_stale(args):
@@ -177,7 +179,9 @@ class CompiledGraph:
         return self._inner(*args, *self._wide)
 
     def _tell_refreshed(self) -> None:
-        note = "weights changed after compilation: the wide weights were rebuilt; the loss is that of the old ones"
+        note = (
+            "weights changed after compilation: the wide ones were rebuilt; the loss is that of the old ones"
+        )
         if note not in self._report.notes:
             self._report.notes.append(note)
             log.warning("fxfuse: %s", note)
@@ -190,13 +194,19 @@ def _positions(fused: FusedGraph, values: Sequence[object]) -> list[tuple[fx.Nod
 
 
 def _assumed_numbers(front: DynamoGraph, fused: FusedGraph) -> list[tuple[int, float]]:
-    """Numbers (an eps) that the fused graph reads no more because the first block's stands for all: places, values."""
+    """Numbers (an eps) that the fused graph reads no more, since the first block's stands for all: place, value."""
     followed = {value for blocks, _, _ in fused.groups for value in sources(fused.view, blocks)}
     own = {node.name: node for node in fused.module.graph.find_nodes(op="placeholder")}
     found = []
     for place, node in enumerate(front.module.graph.find_nodes(op="placeholder")):
         tensor, copy = front.weights.get(node), own[node.name]
-        if tensor is not None and tensor.dim() == 0 and node.users and not copy.users and copy not in followed:
+        if (
+            tensor is not None
+            and tensor.dim() == 0
+            and node.users
+            and not copy.users
+            and copy not in followed
+        ):
             found.append((place, float(tensor)))
     return found
 
@@ -213,7 +223,9 @@ def _is_module_number(node: fx.Node, value: torch.Tensor) -> bool:
     return value.dim() == 0 and "_modules_" in str(node.target)
 
 
-def _inner_backend(inner: Inner, mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Compiled]:
+def _inner_backend(
+    inner: Inner, mode: str | None, options: Mapping[str, Any] | None
+) -> Callable[..., Compiled]:
     """A function (module, inputs) -> callable of the inner backend, with mode and options passed on."""
     if inner == "inductor":
         return torch._TorchCompileInductorWrapper(mode, dict(options or {}), None)  # type: ignore[no-untyped-call]

@@ -35,12 +35,16 @@ class Budget:
         """Check every value, so that a mistake is told before any work is done."""
         for name in ("min_sqnr", "max_kl"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
+            ):
                 raise InputError(f"{name} must be a number or None, not {value!r}.")
         if self.max_kl is not None and self.max_kl < 0:
             raise InputError(f"max_kl must not be negative, but is {self.max_kl:g}.")
         if self.max_group is not None and (not isinstance(self.max_group, int) or self.max_group < 2):
-            raise InputError(f"max_group must be a whole number of at least 2 or None, not {self.max_group!r}.")
+            raise InputError(
+                f"max_group must be a whole number of at least 2 or None, not {self.max_group!r}."
+            )
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed must be a whole number of at least 0, not {self.seed!r}.")
         for name in ("include", "exclude"):

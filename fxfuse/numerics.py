@@ -62,23 +62,28 @@ def group_error(
         power += float(xn.square().sum())
         cosines += float(torch.nn.functional.cosine_similarity(xf, xn, dim=-1).sum())
         tokens += len(xn)
-    return GroupError(_decibels(signal, noise), math.sqrt(noise / max(power, 1e-300)), cosines / max(tokens, 1))
+    return GroupError(
+        _decibels(signal, noise), math.sqrt(noise / max(power, 1e-300)), cosines / max(tokens, 1)
+    )
 
 
 def end_to_end(
     name: str, originals: Sequence[torch.Tensor], fused: Sequence[torch.Tensor], *, logits: bool
 ) -> EndToEnd:
-    """Compare one output of both models over all samples, each [..., classes]."""
+    """Compare one output of both models over all samples, each [..., classes].
+
+    Classes that are ruled out in both (logits of minus infinity) count for nothing.
+    """
     divergence = agreement = noise = power = 0.0
     tokens = 0
     for one, other in zip(originals, fused, strict=True):
         p, q = (each.double().reshape(-1, each.shape[-1]) for each in (one, other))
-        noise += float((q - p).square().sum())
-        power += float(p.square().sum())
+        noise += _sum((q - p).square())
+        power += _sum(p.square())
         tokens += len(p)
         if logits:
             log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-            divergence += float((log_p.exp() * (log_p - log_q)).sum())
+            divergence += _sum(log_p.exp() * (log_p - log_q))
             agreement += float((p.argmax(-1) == q.argmax(-1)).sum())
     error = math.sqrt(noise / max(power, 1e-300))
     if not logits:
@@ -89,6 +94,11 @@ def end_to_end(
 def is_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(each).all()) for each in tensors)
+
+
+def _sum(terms: torch.Tensor) -> float:
+    """The sum of those terms that are finite."""
+    return float(terms.nan_to_num(0.0, 0.0, 0.0).sum())
 
 
 def _norm(tensor: torch.Tensor) -> float:

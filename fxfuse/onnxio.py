@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
 from fxfuse.errors import InputError
 from fxfuse.external import data_files, elements, external_tensors, locate_data, pieces, size, take_in
@@ -52,6 +52,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if missing := _missing(model):
         raise InputError(f"{path} is not an ONNX model, or not a whole one: it has no {missing}.")
+    _check_stored(model, path)
     return model, locate_data(model, path)
 
 
@@ -135,6 +136,18 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         full.graph.value_info.extend(v for v in inferred.graph.value_info if v.name not in known)
         return full
     return model
+
+
+def _check_stored(model: onnx.ModelProto, path: Path) -> None:
+    """A tensor whose bytes do not fill its shape would fail far from here."""
+    for tensor in _get_all_tensors(model):
+        if tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
+            raise InputError(
+                f"{path} is damaged: tensor {tensor.name} has no known type ({tensor.data_type})."
+            )
+        held = len(tensor.raw_data) if tensor.HasField("raw_data") else size(tensor)
+        if held != size(tensor):
+            raise InputError(f"{path} is damaged: tensor {tensor.name} holds {held} bytes of {size(tensor)}.")
 
 
 def _missing(model: onnx.ModelProto) -> str:

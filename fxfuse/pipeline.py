@@ -162,7 +162,11 @@ class _Judge(Generic[Fused]):
         return total
 
     def _check(self, group: Group, error: float, rounding: float, ideal: float) -> None:
-        """Rounding explains at most twice the unfused form's error; anything above is a bug."""
+        """Rounding explains at most twice the unfused form's error; anything above is a bug.
+
+        Products of one or two tokens are summed one term after the other, so that their rounding grows with
+        the root of the width: a group of n blocks is allowed 1.25 sqrt(n) where that is more than 2.
+        """
         where = span(group.names)
         resolution = _resolution(group.blocks[0].dtype, self.states[0][group.blocks[0].x])
         if not ideal <= 64 * resolution:
@@ -175,10 +179,11 @@ class _Judge(Generic[Fused]):
                 f"The blocks {where} were not understood: what the runtime computes differs from the matched "
                 f"FFNs by {rounding:.2g}; please report this model, and exclude these blocks for now."
             )
-        if not error <= 2 * max(rounding, resolution / 8):
+        allowed = max(2.0, 1.25 * math.sqrt(len(group.blocks)))
+        if not error <= allowed * max(rounding, resolution / 8):
             raise VerificationError(
-                f"The wide FFN of {where} differs from the parallel sum by {error:.2g}, more than twice the "
-                f"rounding error of {rounding:.2g}: nothing was written; exclude these blocks for now."
+                f"The wide FFN of {where} differs from the parallel sum by {error:.2g}, more than {allowed:.1f} "
+                f"times the rounding error of {rounding:.2g}: nothing was written; exclude these blocks for now."
             )
 
     def compare(self, fused: Fused, budget: Budget) -> EndToEnd | None:
@@ -191,7 +196,10 @@ class _Judge(Generic[Fused]):
                     "max_kl needs a model that returns logits, and none of its outputs looks like them."
                 )
             return None
-        if not is_finite(after[2]) and is_finite(before[2]):
+        if any(
+            bool((one.isfinite() & ~other.isfinite()).any())
+            for one, other in zip(before[2], after[2], strict=True)
+        ):
             raise VerificationError("The fused model gives NaN or infinity where the original does not.")
         return end_to_end(before[0], before[2], after[2], logits=before[1])
 

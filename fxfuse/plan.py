@@ -1,6 +1,6 @@
 """Choose groups by measuring: each as long as the budget allows, from the front of the chain.
 
-A run that loses too much is cut shorter and tried again; a block that fits with no neighbour stays sequential.
+A run that loses too much is cut shorter and tried again; a block that no neighbour suits stays sequential.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Group:
 Measure = Callable[[Sequence[Block]], GroupError]
 
 
-def choose_groups(chains: Sequence[Chain], budget: Budget, measure: Measure) -> tuple[list[Group], list[Miss]]:
+def choose_groups(
+    chains: Sequence[Chain], budget: Budget, measure: Measure
+) -> tuple[list[Group], list[Miss]]:
     """The groups of all chains within `budget`, and a miss for every block that it left sequential."""
     groups: list[Group] = []
     misses: list[Miss] = []
@@ -77,9 +79,9 @@ def _divide(
 def _longest(
     run: Sequence[Block], budget: Budget, measure: Measure
 ) -> tuple[int, GroupError | None, str | None]:
-    """The longest allowed group at the front of `run`: its size, its loss, and why one block more was refused.
+    """The longest allowed group at the front of `run`: its size, its loss, and why one more was refused.
 
-    A longer group loses more, so the size is found by bisection; size 1 has no loss: the block stays as it is.
+    A longer group loses more, so the size is found by bisection; size 1 has no loss: the block stays.
     """
     fits: tuple[int, GroupError | None] = (1, None)
     refusal = None

@@ -1,6 +1,6 @@
 """What a block computes, from its meaning alone: the float64 judge that no runtime's rounding enters.
 
-    branch(x) = D act(G n(x) + b) * (U n(x) + c) + d        n = norm with the block's own gain and eps
+branch(x) = D act(G n(x) + b) * (U n(x) + c) + d        n = norm with the block's own gain and eps
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parallel(view: View, blocks: Sequence[Block], x: torch.Tensor, dtype: torch.
 
 @torch.no_grad()
 def branch(view: View, block: Block, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """FFN(norm(x)) of one block, x [..., hidden]; the norm of a 16-bit x is computed in float32, as models do."""
+    """FFN(norm(x)) of one block, x [..., hidden]; a 16-bit x is normalised in float32, as models do."""
     hidden = _norm(view, block.norm, x.to(dtype))
     known = {block.ffn.activation.gate: _linear(view, block.ffn.gate, hidden)}
     if block.ffn.up is not None:

@@ -118,4 +118,6 @@ class Report:
         return render(self)
 
 
-_ALONE = "the block stands alone: no other FFN block stands directly before or after it on the residual stream"
+_ALONE = (
+    "the block stands alone: no other FFN block stands directly before or after it on the residual stream"
+)

@@ -53,8 +53,8 @@ class Watch:
         tensors = [args[place] for place in self._places]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(
-                "A parameter of a fused block requires a gradient now, which its wide copy cannot pass on: call "
-                "torch.compiler.reset() and compile again, or run under torch.no_grad()."
+                "A parameter of a fused block requires a gradient now, which its wide copy cannot pass on: "
+                "call torch.compiler.reset() and compile again, or run under torch.no_grad()."
             )
         self._view.weights.update((node, args[place]) for node, place in self._positions)
         refill(self._view, self._blocks, self._wide)

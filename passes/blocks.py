@@ -2,6 +2,8 @@ r"""A block: norm, FFN and residual add, read upwards from the add.
 
     x ---> norm ---> FFN ---> + ---> out
      \------------------------^
+
+How each part may be written is the matter of `fxfuse.passes.spellings`.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _match_branch(view: View, out: Value, stream: Operand, branch: Operand) -> B
     if branch is None or isinstance(branch, (int, float)) or stream is None or isinstance(stream, Op):
         return None
     hidden = {branch} if not isinstance(branch, Op) else set()
-    match = match_ffn(view, branch)  # type: ignore[arg-type]
+    match = match_ffn(view, branch)
     if match is None:
         return _after_norm(view, out, branch)
     if isinstance(match, NearlyFFN):
@@ -84,7 +86,7 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
     base = root(view, stream, reading.trail)
     if strip(view, source) != strip(view, base):
         return reading.miss(
-            f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "  # type: ignore[arg-type]
+            f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "
             "attention and FFN stand in parallel, or something lies between"
         )
     if not _fit(view.shape(norm.output), view.shape(reading.out)):
@@ -101,8 +103,9 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
     if sizes is None:
         return reading.miss("the shapes of its weights are not known or do not fit together")
     return Block(
-        name=reading.name, norm=norm, ffn=match.ffn, x=stream, branch=branch, out=reading.out,  # type: ignore[arg-type]
-        hidden_size=sizes[0], intermediate_size=sizes[1], dtype=view.dtype(match.ffn.down.weight) or "float32",
+        name=reading.name, norm=norm, ffn=match.ffn, x=stream, branch=branch, out=reading.out,
+        hidden_size=sizes[0], intermediate_size=sizes[1],
+        dtype=view.dtype(match.ffn.down.weight) or "float32",
         interior=frozenset(reading.trail - {base, source, stream}),
     )  # fmt: skip
 
@@ -111,7 +114,9 @@ def _fit(one: Shape | None, other: Shape | None) -> bool:
     """Whether two shapes may be the same, as far as they are known."""
     if one is None or other is None:
         return True
-    return len(one) == len(other) and all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
+    )
 
 
 def _spelled(shape: Shape | None) -> str:
@@ -120,13 +125,15 @@ def _spelled(shape: Shape | None) -> str:
 
 def _after_norm(view: View, out: Value, branch: Operand) -> Miss | None:
     """Sandwich forms: x + norm(FFN(norm(x)))."""
-    norm = match_norm(view, branch, set()) if not isinstance(branch, Op) else None  # type: ignore[arg-type]
+    norm = match_norm(view, branch, set()) if not isinstance(branch, Op) else None
     if norm is None:
         return None
-    match = match_ffn(view, strip(view, norm.source))  # type: ignore[arg-type]
+    match = match_ffn(view, strip(view, norm.source))
     if not isinstance(match, FFNMatch):
         return None
-    return _Reading(view, out, match, set()).miss("a norm stands between the FFN and the residual add (sandwich form)")
+    return _Reading(view, out, match, set()).miss(
+        "a norm stands between the FFN and the residual add (sandwich form)"
+    )
 
 
 def _shared_weight(view: View, ffn: FFN, trail: set[Value]) -> str | None:
@@ -192,5 +199,5 @@ def _name(view: View, match: FFNMatch, out: Value) -> str:
 
 def _place(view: View, out: Value, branch: Operand) -> str:
     inner = strip(view, branch)
-    scope = view.scope(inner) if not isinstance(inner, Op) and inner is not None else ""  # type: ignore[arg-type]
+    scope = view.scope(inner) if not isinstance(inner, Op) and inner is not None else ""
     return scope.rpartition(".")[0] or view.node_name(out)

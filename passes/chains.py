@@ -52,7 +52,7 @@ def _runs(view: View, blocks: Iterable[Block], misses: list[Miss]) -> list[list[
     runs: list[list[Block]] = []
     ends: dict[Value, list[Block]] = {}
     for block in blocks:
-        run = ends.pop(root(view, block.x), None)  # type: ignore[arg-type]
+        run = ends.pop(root(view, block.x), None)
         if run is not None:
             reason = _tap(view, run[-1], block) or _difference(run[-1], block)
             if reason is not None:

@@ -134,11 +134,15 @@ def _evaluate(
         return _apply(view, operand, known, dtype, cast)
     if operand not in known:
         op = op_of(view, operand)
-        known[operand] = _as(view.stored(operand), dtype) if op is None else _apply(view, op, known, dtype, cast)
+        known[operand] = (
+            _as(view.stored(operand), dtype) if op is None else _apply(view, op, known, dtype, cast)
+        )
     return known[operand]
 
 
-def _apply(view: View, op: Op, known: dict[Value, torch.Tensor], dtype: torch.dtype, cast: bool) -> torch.Tensor:
+def _apply(
+    view: View, op: Op, known: dict[Value, torch.Tensor], dtype: torch.dtype, cast: bool
+) -> torch.Tensor:
     args = [_evaluate(view, each, known, dtype, cast) for each in op.inputs]
     if op.kind == "cast":
         return args[0].to(getattr(torch, op.attrs["dtype"])) if cast else args[0]

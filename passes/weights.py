@@ -4,15 +4,16 @@ With n(x) the unit-gain norm, block i computes
 
     D_i act(G_i (g_i * n(x) + c_i) + b_i) ...    =    D_i act(G_i diag(g_i) n(x) + (G_i c_i + b_i)) ...
 
-so gain g and norm bias c go into gate and up; multipliers and biases after a product go into its rows. FFNs that
-read the same n(x) are then one FFN, exactly (FFN Fusion, arXiv 2503.18908, Theorem 3.1): gate and up stacked
-by rows, down by columns, down biases summed. Folding is done in float64 and rounded once.
+so gain g and norm bias c go into gate and up; multipliers and biases after a product go into its rows. FFNs
+that read the same n(x) are then one FFN, exactly (FFN Fusion, arXiv 2503.18908, Theorem 3.1): gate and up
+stacked by rows, down by columns, down biases summed. Folding is done in float64 and rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -48,17 +49,17 @@ class Wide:
 def widen(view: View, blocks: Sequence[Block]) -> Wide:
     """The wide FFN of `blocks`, in the type and on the device of their weights."""
     first = constant(view, blocks[0].ffn.down.weight, None)
-    like = {"dtype": first.dtype, "device": first.device}
+    like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
     hidden, width = blocks[0].hidden_size, sum(block.intermediate_size for block in blocks)
     gated = blocks[0].gated
     biased = {role: any(_needs_bias(block, role) for block in blocks) for role in ("gate", "up", "down")}
     wide = Wide(
-        gate=torch.empty(width, hidden, **like),  # type: ignore[arg-type]
-        up=torch.empty(width, hidden, **like) if gated else None,  # type: ignore[arg-type]
-        down=torch.empty(hidden, width, **like),  # type: ignore[arg-type]
-        gate_bias=torch.zeros(width, **like) if biased["gate"] else None,  # type: ignore[arg-type]
-        up_bias=torch.zeros(width, **like) if gated and biased["up"] else None,  # type: ignore[arg-type]
-        down_bias=torch.zeros(hidden, **like) if biased["down"] else None,  # type: ignore[arg-type]
+        gate=torch.empty(width, hidden, **like),
+        up=torch.empty(width, hidden, **like) if gated else None,
+        down=torch.empty(hidden, width, **like),
+        gate_bias=torch.zeros(width, **like) if biased["gate"] else None,
+        up_bias=torch.zeros(width, **like) if gated and biased["up"] else None,
+        down_bias=torch.zeros(hidden, **like) if biased["down"] else None,
     )
     refill(view, blocks, wide)
     return wide
@@ -94,9 +95,9 @@ def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
         value = stack.pop()
         if value is None or isinstance(value, (int, float)):
             continue
-        op = value if isinstance(value, Op) else view.op(value)  # type: ignore[arg-type]
+        op = value if isinstance(value, Op) else view.op(value)
         if op is None:
-            found[value] = None  # type: ignore[index]
+            found[value] = None
         else:
             stack.extend(op.inputs)
     return list(found)
@@ -116,9 +117,14 @@ def _needs_bias(block: Block, role: str) -> bool:
 
 
 def _fold_first(
-    view: View, linear: Linear, gain: tuple[Step, ...], out: torch.Tensor, bias: torch.Tensor | None, rows: slice
+    view: View,
+    linear: Linear,
+    gain: tuple[Step, ...],
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: slice,
 ) -> None:
-    """out = diag(post) W diag(g); the norm's bias and the product's own end up in `bias[rows]`."""
+    """Write out = diag(post) W diag(g); the norm's bias and the product's own end up in `bias[rows]`."""
     weight = _matrix(view, linear)
     columns, shift = _affine(view, gain, weight.shape[1], weight.device)
     scale, offset = _affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
@@ -129,7 +135,7 @@ def _fold_first(
 
 
 def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> torch.Tensor:
-    """out = diag(post) W; the bias comes back in float64."""
+    """Write out = diag(post) W; the bias comes back in float64."""
     weight = _matrix(view, linear)
     scale, offset = _affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
     _scaled_copy(weight, scale, torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device), out)

@@ -134,6 +134,14 @@ BAD_MODELS: dict[str, tuple[Edit, str]] = {
     "unknown domain": (with_node(0, domain="acme"), "No opset import for domain 'acme'"),
     "unknown ir": (lambda m: setattr(m, "ir_version", 99), "Unsupported model IR version: 99"),
     "unknown opset": (lambda m: setattr(m.opset_import[0], "version", 99), "Opset 99 is under development"),
+    "bytes for half a weight": (
+        lambda m: setattr(m.graph.initializer[0], "raw_data", m.graph.initializer[0].raw_data[:1024]),
+        "is damaged: tensor embed holds 1024 bytes of 2048",
+    ),
+    "a weight of no type": (
+        lambda m: setattr(m.graph.initializer[0], "data_type", 0),
+        r"is damaged: tensor embed has no known type \(0\)",
+    ),
     "no opset": (lambda m: m.ClearField("opset_import"), "it has no opset"),
     "no output": (lambda m: m.graph.ClearField("output"), "it has no output"),
     "same node names": (

@@ -51,7 +51,10 @@ def test_what_is_taken(given: dict[str, Any]) -> None:
         ({"include": 3}, "include must be a regular expression as text or None, not 3."),
         ({"exclude": "("}, "exclude='(' is not a regular expression: "),
         ({"min_snqr": 3}, "unknown option 'min_snqr': did you mean 'min_sqnr'?"),
-        ({"colour": 3}, "unknown option 'colour': known are min_sqnr, max_kl, max_group, include, exclude, seed"),
+        (
+            {"colour": 3},
+            "unknown option 'colour': known are min_sqnr, max_kl, max_group, include, exclude, seed",
+        ),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], message: str) -> None:

@@ -274,9 +274,8 @@ def test_bad_arguments_return_their_code_and_help_prints(capsys):
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert err == (
-        "fxfuse: error: the following arguments are required: MODEL.onnx (fxfuse --help lists the arguments)\n"
-    )
+    assert err.startswith("fxfuse: error: the following arguments are required: MODEL.onnx (fxfuse --help")
+    assert err.count("\n") == 1
     assert "exit codes: 0 written" in out
 
 
@@ -463,10 +462,8 @@ def test_a_terminal_shows_the_steps_and_keeps_the_table(tmp_path, model):
 def test_a_terminal_shows_an_error_alone(tmp_path):
     code, shown = terminal([*SCRIPTS["tool"], "gone.onnx"], tmp_path, 100)
     assert code == 2
-    left = [line.rstrip() for line in left_on(shown)]
-    assert [line for line in left if line] == [
-        "fxfuse: error: There is no model file gone.onnx: check the path."
-    ]
+    left = [line.rstrip() for line in left_on(shown) if line.strip()]
+    assert left == ["fxfuse: error: There is no model file gone.onnx: check the path."]
 
 
 def test_help_and_version_do_not_wait_for_torch(tmp_path):

@@ -23,6 +23,9 @@ from tests.parallel import parallel_model
 
 Capture = Callable[..., tuple[fx.GraphModule, list[Any]]]
 Export = Callable[..., ExportedProgram]
+KINDS = ("llama", "gemma", "phi3", "gpt_neox")
+"""One family of each kind of norm and FFN, where all eight would take long."""
+
 FULL = [(name, torch.float32) for name in FUSED]
 NARROW = [(name, torch.float16) for name in FUSED] + [
     (name, torch.bfloat16) for name in ("llama", "gpt_neox")
@@ -77,7 +80,7 @@ def test_dynamo_graph(dynamo_graph: Capture, name: str, dtype: torch.dtype) -> N
     assert_parallel(fused(*example_inputs)[0], name, dtype)
 
 
-@cases(*FULL)
+@cases(*[pair for pair in FULL if pair[0] in KINDS])
 def test_dynamic_dynamo_graph(dynamo_graph: Capture, name: str, dtype: torch.dtype) -> None:
     """Batch and sequence are symbols among the example inputs."""
     graph, example_inputs = dynamo_graph(name, dynamic=True, dtype=dtype)
@@ -87,7 +90,7 @@ def test_dynamic_dynamo_graph(dynamo_graph: Capture, name: str, dtype: torch.dty
     assert_parallel(fused(*numbers(example_inputs))[0], name, dtype)
 
 
-@cases(*FULL, *NARROW)
+@cases(*FULL, *[pair for pair in NARROW if pair[0] in KINDS])
 def test_exported_program(exported_program: Export, name: str, dtype: torch.dtype) -> None:
     fused, report = fxfuse.fuse(exported_program(name, dtype=dtype), (ids(),), min_sqnr=None)
     assert_fused(report, name)
@@ -95,14 +98,14 @@ def test_exported_program(exported_program: Export, name: str, dtype: torch.dtyp
     assert_parallel(fused.module()(ids()), name, dtype)
 
 
-@cases(*FULL, *NARROW[-3:])
+@cases(*FULL, *NARROW[-2:])
 def test_decomposed_program(exported_program: Export, name: str, dtype: torch.dtype) -> None:
     fused, report = fxfuse.fuse(exported_program(name, "core_aten", dtype=dtype), (ids(),), min_sqnr=None)
     assert_fused(report, name)
     assert_parallel(fused.module()(ids()), name, dtype)
 
 
-DYNAMIC = [*((name, "aten") for name in FUSED), ("phi3", "core_aten"), ("gpt_neox", "core_aten")]
+DYNAMIC = [*((name, "aten") for name in KINDS), ("phi3", "core_aten"), ("gpt_neox", "core_aten")]
 
 
 @pytest.mark.parametrize("name, form", DYNAMIC)

@@ -34,8 +34,8 @@ def falls_with_length(names: Sequence[str]) -> float:
     return 40.0 - 5.0 * len(names)
 
 
-def choose(count: int, measure: Measure = loses(lambda _: 99.0), **bounds: Any) -> tuple[list[int], list[Miss]]:
-    groups, misses = choose_groups([chain_of(count)], Budget(**bounds), measure)
+def choose(count: int, measure: Measure | None = None, **bounds: Any) -> tuple[list[int], list[Miss]]:
+    groups, misses = choose_groups([chain_of(count)], Budget(**bounds), measure or loses(lambda _: 99.0))
     return [len(group.blocks) for group in groups], misses
 
 
@@ -60,7 +60,9 @@ def test_sizes_of_groups(count: int, bounds: dict[str, Any], sizes: list[int]) -
     assert len(misses) == count - sum(sizes)
 
 
-@pytest.mark.parametrize(("least", "sizes"), [(None, [8]), (0.0, [8]), (1.0, [7]), (20.0, [4, 4]), (30.0, [2] * 4)])
+@pytest.mark.parametrize(
+    ("least", "sizes"), [(None, [8]), (0.0, [8]), (1.0, [7]), (20.0, [4, 4]), (30.0, [2] * 4)]
+)
 def test_each_group_is_the_longest_within_budget(least: float | None, sizes: list[int]) -> None:
     chosen, misses = choose(8, loses(falls_with_length), min_sqnr=least)
     assert chosen == sizes

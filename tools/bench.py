@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FxfuseError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bench: stopped; nothing was written", file=sys.stderr)
+        return 130
     console.print(f"\nWritten to {path}", highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in found) else 0
 

@@ -1,4 +1,4 @@
-"""Fuse the FFN chains of an ONNX model: python tools/onnx_fuse.py MODEL.onnx [-o OUT.onnx] ... (see --help)."""
+"""Fuse the FFN chains of an ONNX model: python tools/onnx_fuse.py MODEL.onnx [-o OUT.onnx] ... (--help)."""
 
 import sys
 

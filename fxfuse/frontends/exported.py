@@ -76,7 +76,9 @@ class ExportedGraph(TorchGraph):
             range_constraints=old.range_constraints,
             module_call_graph=old.module_call_graph,
             example_inputs=old.example_inputs,
-            constants={name: value for name, value in old.constants.items() if name in kept or not _is_tensor(value)},
+            constants={
+                name: value for name, value in old.constants.items() if name in kept or not _is_tensor(value)
+            },
             verifiers=old.verifiers,
         )
 
@@ -93,8 +95,8 @@ def _flatten(program: ExportedProgram, example_inputs: Sequence[Any]) -> list[An
     flat, given = pytree.tree_flatten((args, {}))
     if spec is not None and given != spec and len(flat) != spec.num_leaves:
         raise InputError(
-            f"The program takes {spec.num_leaves} inputs but example_inputs holds {len(flat)}: give them in the order "
-            "of its arguments."
+            f"The program takes {spec.num_leaves} inputs but example_inputs holds {len(flat)}: give them in the "
+            "order of its arguments."
         )
     return flat
 
@@ -113,7 +115,11 @@ def _parameter(node: fx.Node) -> InputSpec:
 
 def _with_values(fused: FusedGraph) -> fx.Graph:
     """Give the new nodes fake values, which a program's graph must hold."""
-    known = [node.meta["val"] for node in fused.module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    known = [
+        node.meta["val"]
+        for node in fused.module.graph.nodes
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    ]
     mode = known[0].fake_mode
     with mode, torch.no_grad():
         for node in fused.module.graph.nodes:

@@ -9,7 +9,9 @@ import torch
 __all__ = ["choose_output"]
 
 
-def choose_output(names: Sequence[str], values: Sequence[object], hidden_size: int) -> tuple[int, bool] | None:
+def choose_output(
+    names: Sequence[str], values: Sequence[object], hidden_size: int
+) -> tuple[int, bool] | None:
     """The index of the output to compare and whether it is logits; None if no output can be compared.
 
     Logits are named so, or are [..., classes] with classes other than `hidden_size`; the widest wins. Without

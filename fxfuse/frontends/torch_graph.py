@@ -80,7 +80,9 @@ class TorchGraph:
             wide = widen(view, own)
             nodes = self.attach(fused, wide, index)
             fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
-        remove_unread(module.graph, {value for own, _, _ in fused.groups for block in own for value in block.interior})
+        remove_unread(
+            module.graph, {value for own, _, _ in fused.groups for block in own for value in block.interior}
+        )
         module.graph.lint()
         module.recompile()
         return fused
@@ -129,7 +131,7 @@ class TorchGraph:
     ) -> torch.Tensor:
         known = self._known(module, clone=False) | dict(added or {})
         stream = root(view, block.x)
-        known |= {node: x for node in (block.x, stream, strip(view, stream))}  # type: ignore[misc]
+        known |= dict.fromkeys((block.x, stream, strip(view, stream)), x)  # type: ignore[misc]
         with _quiet_run():
             return compute(module, [wanted], known, writes)[wanted]  # type: ignore[no-any-return]
 
@@ -172,7 +174,9 @@ def depth(module: fx.GraphModule) -> int:
 
 def size_of(module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor], ffn_blocks: int) -> Size:
     """The extent of a graph; parameters are those that it reads."""
-    calls = [node for node in module.graph.nodes if node.op.startswith("call_") and name_of(node) not in ASSERTIONS]
+    calls = [
+        node for node in module.graph.nodes if node.op.startswith("call_") and name_of(node) not in ASSERTIONS
+    ]
     read = [tensor for node, tensor in weights.items() if node.users]
     for node in module.graph.find_nodes(op="get_attr"):
         value = operator.attrgetter(str(node.target))(module)

@@ -64,7 +64,11 @@ def name_of(node: fx.Node) -> str:
 
 
 def _elementwise(kind: str, arity: int = 1) -> Callable[[Call], Op | None]:
-    return lambda call: Op(kind, tuple(call.node.args[:arity])) if len(call.node.args) >= arity else None
+    def handle(call: Call) -> Op | None:
+        args: tuple[Any, ...] = call.node.args[:arity]
+        return Op(kind, args) if len(args) == arity else None
+
+    return handle
 
 
 def _sum(kind: str) -> Callable[[Call], Op | None]:
@@ -81,7 +85,11 @@ def _rsub(call: Call) -> Op | None:
 
 
 def _div(call: Call) -> Op | None:
-    return Op("div", (call.get(0, "input"), call.get(1, "other"))) if not call.node.kwargs.get("rounding_mode") else None
+    return (
+        Op("div", (call.get(0, "input"), call.get(1, "other")))
+        if not call.node.kwargs.get("rounding_mode")
+        else None
+    )
 
 
 def _gelu(call: Call) -> Op:
@@ -102,14 +110,25 @@ def _clamp(call: Call) -> Op | None:
 
 def _cast(call: Call) -> Op | None:
     out, source = call.node, call.get(0, "input")
-    dtype = next((each for each in (*out.args[1:], *out.kwargs.values()) if isinstance(each, torch.dtype)), None)
+    dtype = next(
+        (each for each in (*out.args[1:], *out.kwargs.values()) if isinstance(each, torch.dtype)), None
+    )
     dtype = dtype or _METHOD_DTYPES.get(str(out.target)) or _dtype_of(out)
     if dtype is not None and not dtype.is_floating_point:
         return None
-    return Op("cast", (source,), {"dtype": str(dtype).removeprefix("torch.")}) if dtype else Op("pass", (source,))
+    return (
+        Op("cast", (source,), {"dtype": str(dtype).removeprefix("torch.")})
+        if dtype
+        else Op("pass", (source,))
+    )
 
 
-_METHOD_DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+_METHOD_DTYPES = {
+    "float": torch.float32,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "double": torch.float64,
+}
 
 
 def _dtype_of(node: fx.Node) -> torch.dtype | None:
@@ -172,7 +191,11 @@ def _linear(call: Call) -> Op:
 def _matmul(call: Call) -> Op | None:
     x, weight = call.get(0, "input"), call.get(1, "other", call.node.kwargs.get("mat2"))
     shape = call.shape(weight)
-    return Op("linear", (x, weight, None), {"transposed": True}) if shape is not None and len(shape) == 2 else None
+    return (
+        Op("linear", (x, weight, None), {"transposed": True})
+        if shape is not None and len(shape) == 2
+        else None
+    )
 
 
 def _addmm(call: Call) -> Op | None:
@@ -185,7 +208,8 @@ def _transpose(call: Call) -> Op | None:
     shape = call.shape(call.get(0, "input"))
     if shape is None or len(shape) != 2:
         return None
-    dims = [each for arg in call.node.args[1:] for each in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    args: tuple[Any, ...] = call.node.args[1:]
+    dims = [each for arg in args for each in (arg if isinstance(arg, (list, tuple)) else [arg])]
     swapped = name_of(call.node) in ("t", "T", "mT") or sorted(d % 2 for d in dims) == [0, 1]
     if name_of(call.node) == "permute" and [d % 2 for d in dims] == [0, 1]:
         return _passing(call)
@@ -193,7 +217,8 @@ def _transpose(call: Call) -> Op | None:
 
 
 def _getitem(call: Call) -> Op | None:
-    source, index = call.node.args
+    args: tuple[Any, ...] = call.node.args
+    source, index = args
     if isinstance(source, fx.Node) and isinstance(index, int):
         return _output_of(call, source, index)
     if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis and isinstance(index[1], slice):
@@ -225,9 +250,20 @@ def _output_of(call: Call, source: fx.Node, index: int) -> Op | None:
         return op and Op(op.kind, op.inputs, op.attrs, via=(source,))
     if name not in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"):
         return None
-    x, how, dim = inner.get(0, "input"), source.args[1] if len(source.args) > 1 else None, inner.get(2, "dim", 0)
+    x, how, dim = (
+        inner.get(0, "input"),
+        source.args[1] if len(source.args) > 1 else None,
+        inner.get(2, "dim", 0),
+    )
     if how is None:
-        how = next((source.kwargs[k] for k in ("chunks", "split_size", "split_size_or_sections") if k in source.kwargs), 0)
+        how = next(
+            (
+                source.kwargs[k]
+                for k in ("chunks", "split_size", "split_size_or_sections")
+                if k in source.kwargs
+            ),
+            0,
+        )
     width = call.width(x)
     if width is None or not inner.is_last(x, dim):
         return None
@@ -258,19 +294,25 @@ HANDLERS: dict[str, Callable[[Call], Op | None]] = {
     "div": _div, "truediv": _div, "div_": _div, "pow": _elementwise("pow", 2),
     # functions of one value
     **{name: _elementwise(name) for name in (
-        "neg", "abs", "exp", "expm1", "log", "sqrt", "rsqrt", "reciprocal", "square", "sigmoid", "tanh", "erf", "relu",
-        "silu", "mish",
+        "neg", "abs", "exp", "expm1", "log", "sqrt", "rsqrt", "reciprocal", "square",
+        "sigmoid", "tanh", "erf", "relu", "silu", "mish",
     )},
     "maximum": _elementwise("maximum", 2), "minimum": _elementwise("minimum", 2),
     "gt": _elementwise("greater", 2), "lt": _elementwise("less", 2), "where": _elementwise("where", 3),
     "clamp": _clamp, "clamp_min": _clamp, "gelu": _gelu, "softplus": _softplus, "relu_": _elementwise("relu"),
     "silu_": _elementwise("silu"),
     # types
-    **{name: _cast for name in ("to", "_to_copy", "type", "type_as", "float", "half", "bfloat16", "double",
-                                "convert_element_type")},
+    **dict.fromkeys(
+        ("to", "_to_copy", "type", "type_as", "float", "half", "bfloat16", "double", "convert_element_type"),
+        _cast,
+    ),
     # what changes no number
-    **{name: _passing for name in ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "identity", "item")},
-    **{name: _reshape for name in ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")},
+    **dict.fromkeys(
+        ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "identity", "item"), _passing
+    ),
+    **dict.fromkeys(
+        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape
+    ),
     "dropout": _dropout, "native_dropout": _dropout,
     # norms
     "mean": _mean, "var": _var, "rms_norm": _rms_norm, "layer_norm": _layer_norm,

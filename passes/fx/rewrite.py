@@ -55,8 +55,8 @@ def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> f
 def remove_unread(graph: fx.Graph, covered: Collection[object]) -> None:
     """Drop calls that nothing reads, and assertions about values that only they kept alive.
 
-    `covered` are values of blocks that were fused: their inactive dropouts count as impure in torch, yet may go.
-    A call that nothing reads because it writes in place stays.
+    `covered` are values of blocks that were fused: their inactive dropouts count as impure in torch, yet may
+    go. A call that nothing reads because it writes in place stays.
     """
     for node in reversed(graph.nodes):
         if node.op.startswith("call_") and name_of(node) in ASSERTIONS:
@@ -105,7 +105,7 @@ def _cast(view: FxView, node: fx.Node, first: Block, dtype: str) -> fx.Node:
 def _unit_norm(view: FxView, first: Block, weight: fx.Node) -> fx.Node:
     norm = first.norm
     node = _node(norm.unit) if norm.unit is not None else _without_gain(view, _node(norm.operator))
-    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
+    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)
     # Where types are not told, a norm may have been computed in float32.
     return node if (known or "float32") == first.dtype else _cast(view, node, first, first.dtype)
 
@@ -130,10 +130,11 @@ def _without_gain(view: FxView, node: fx.Node) -> fx.Node:
 
 
 def _functional_norm(graph: fx.Graph, node: fx.Node, module: torch.nn.Module) -> fx.Node:
-    x, shape, eps = node.args[0], list(module.normalized_shape), module.eps
+    assert isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm))
+    x, shape = node.args[0], list(module.normalized_shape)
     if isinstance(module, torch.nn.LayerNorm):
-        return graph.call_function(F.layer_norm, (x, shape, None, None, eps))
-    return graph.call_function(F.rms_norm, (x, shape, None, eps))
+        return graph.call_function(F.layer_norm, (x, shape, None, None, module.eps))
+    return graph.call_function(F.rms_norm, (x, shape, None, module.eps))
 
 
 def _linear(view: FxView, first: Block, x: fx.Node, weights: Mapping[str, fx.Node], role: str) -> fx.Node:

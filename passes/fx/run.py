@@ -2,6 +2,8 @@
 
     setitem(cache, 0, k);  y = cache * 2      y needs the write, though no edge of the graph says so
     x1 = iadd(x0, f)                          x0 is handed out as it was before the write
+
+Both are told by `Writes`.
 """
 
 from __future__ import annotations

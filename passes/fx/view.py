@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,11 +78,9 @@ class FxView:
         """See `View.stored`."""
         if isinstance(value, fx.Node) and value in self.weights:
             return self.weights[value]
-        path = value.path if isinstance(value, Attribute) else str(value.target)  # type: ignore[union-attr]
-        found: Any = self.module
-        for name in path.split("."):
-            found = getattr(found, name)
-        return found  # type: ignore[no-any-return]
+        path = value.path if isinstance(value, Attribute) else str(getattr(value, "target", value))
+        found: torch.Tensor = operator.attrgetter(path)(self.module)
+        return found
 
     def shape(self, value: Value) -> tuple[int | None, ...] | None:
         """See `View.shape`."""
@@ -144,7 +143,9 @@ class FxView:
                 if isinstance(each, Attribute):
                     readers.setdefault(id(self.stored(each)), []).append(node)
             if self._holds_tensor(node):
-                calls = [user for user in node.users if user.op != "output" and name_of(user) not in ASSERTIONS]
+                calls = [
+                    user for user in node.users if user.op != "output" and name_of(user) not in ASSERTIONS
+                ]
                 readers.setdefault(id(self.stored(node)), []).extend(calls)
         return readers
 

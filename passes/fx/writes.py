@@ -2,6 +2,8 @@
 
     x.add_(f)                   a residual add like any other, while nothing reads x later
     g.clamp_(max=7); silu(g)    silu does not read what computed g
+
+Graphs of symbolic_trace and dynamo hold such calls; those of torch.export do not.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ __all__ = ["Writes", "target_of"]
 
 _NAMES = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul", "setitem"}
 _ALIASES = {
-    "view", "reshape", "getitem", "slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unflatten",
-    "flatten", "squeeze", "unsqueeze", "expand", "transpose", "permute", "t", "T", "mT", "detach", "alias",
+    "view", "reshape", "getitem", "slice", "narrow", "select", "chunk", "split", "split_with_sizes",
+    "unflatten", "flatten", "squeeze", "unsqueeze", "expand", "transpose", "permute", "t", "T", "mT",
+    "detach", "alias",
 }  # fmt: skip
 _INPLACE_AT = {"relu": 1, "silu": 1, "mish": 1, "dropout": 3}  # where a function takes its `inplace`
 
@@ -49,7 +52,9 @@ class Writes:
         """Whether `node` reads a value that something else writes over later, so that it cannot be moved."""
         for source in node.all_input_nodes:
             for writer in self._writers.get(source, ()):
-                if writer is not node and any(self._order[user] < self._order[writer] for user in source.users):
+                if writer is not node and any(
+                    self._order[user] < self._order[writer] for user in source.users
+                ):
                     return True
         return False
 

@@ -22,7 +22,7 @@ class ModelIndex:
 
 
 def extract(index: ModelIndex, cuts: Mapping[str, int], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of the model that computes `outputs` from `cuts` (name -> element type) and from its inputs."""
+    """The part of the model that computes `outputs` from `cuts` (name -> element type) and its inputs."""
     nodes: set[int] = set()
     tensors: dict[str, onnx.TensorProto] = {}
     inputs: dict[str, onnx.ValueInfoProto] = {}

@@ -1,6 +1,8 @@
 """Small integer arithmetic that exporters leave in a graph to compute the bounds of a Slice or a Split.
 
     Slice(y, 0, (Gather(Shape(y), -1) + 1) / 2)        the first half of a packed gate_up
+
+What depends on an open size is not known here.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def fold_integers(view: OnnxView, value: str, seen: list[str], depth: int = 12) 
     if node.op == "Gather" and view.tensors[names[0]].inputs:
         return _size_of(view, names, seen, depth)
     inputs = [fold_integers(view, name, seen, depth - 1) for name in names]
-    if any(each is None for each in inputs[:1 if node.op in _PASSING else None]):
+    if any(each is None for each in inputs[: 1 if node.op in _PASSING else None]):
         return None
     return _compute(node, inputs)
 

@@ -26,6 +26,9 @@ class Facts(Protocol):
     def integers(self, value: str, seen: list[str]) -> list[int] | None:
         """A small integer tensor, computed from constants and known sizes; `seen` collects what it took."""
 
+    def last_integer(self, value: str) -> int | None:
+        """The last element of a small integer tensor, where no more than that may be known."""
+
     def number(self, value: str) -> float | None:
         """A constant of one element."""
 
@@ -57,7 +60,7 @@ def torch_dtype_name(elem_type: int) -> str | None:
     names = {"FLOAT": "float32", "DOUBLE": "float64", "BOOL": "bool"}
     if elem_type == onnx.TensorProto.UNDEFINED:
         return None
-    name = onnx.TensorProto.DataType.Name(elem_type)
+    name: str = onnx.TensorProto.DataType.Name(elem_type)
     return names.get(name, name.lower())
 
 
@@ -75,7 +78,11 @@ def _cast(call: NodeCall, _: int) -> Op | None:
 
 def _element_type(to: Any) -> int:
     """onnx-graphsurgeon imports the attribute as a number or as a NumPy type."""
-    return int(to) if isinstance(to, (int, np.integer)) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+    return (
+        int(to)
+        if isinstance(to, (int, np.integer))
+        else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+    )
 
 
 def _dropout(call: NodeCall, _: int) -> Op:
@@ -145,8 +152,8 @@ def _last_size(call: NodeCall) -> int | None:
     shape = call.facts.shape(call.node.outputs[0].name)
     if shape and shape[-1] is not None:
         return shape[-1]
-    target = call.facts.integers(call.input(1) or "", []) if call.node.op == "Reshape" else None
-    return target[-1] if target and target[-1] > 0 else None
+    target = call.facts.last_integer(call.input(1) or "") if call.node.op == "Reshape" else None
+    return target if target is not None and target > 0 else None
 
 
 def _split(call: NodeCall, index: int) -> Op | None:
@@ -154,7 +161,9 @@ def _split(call: NodeCall, index: int) -> Op | None:
     width = call.facts.width(x)
     if width is None or not call.is_last(x, call.attribute("axis", 0)):
         return None
-    sizes = call.attribute("split") or (call.facts.integers(call.input(1) or "", []) if call.input(1) else None)
+    sizes = call.attribute("split") or (
+        call.facts.integers(call.input(1) or "", []) if call.input(1) else None
+    )
     if sizes is None:
         count = len(call.node.outputs)
         step = -(-width // count)
@@ -221,7 +230,8 @@ HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
     "Greater": _elementwise("greater", 2), "Less": _elementwise("less", 2), "Where": _elementwise("where", 3),
     # of one value
     **{name: _elementwise(name.lower()) for name in (
-        "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf", "Relu", "Softplus", "Mish",
+        "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf", "Relu", "Softplus",
+        "Mish",
     )},
     "Gelu": _gelu, "FastGelu": _biased_gelu("tanh"), "BiasGelu": _biased_gelu("none"),
     "QuickGelu": _swish("QuickGelu"), "Swish": _swish("Swish"),

@@ -37,13 +37,15 @@ class Writer:
         self.constants: list[gs.Constant] = []
         self._taken = set(graph.tensors())
 
-    def constant(self, name: str, array: np.ndarray) -> gs.Constant:  # type: ignore[type-arg]
+    def constant(self, name: str, array: np.ndarray) -> gs.Constant:
         """A stored tensor named under the prefix."""
         tensor = gs.Constant(self._free(name), array)
         self.constants.append(tensor)
         return tensor
 
-    def node(self, op: str, inputs: Sequence[gs.Tensor], name: str, like: gs.Tensor | None = None, **attrs: object):  # type: ignore[no-untyped-def]
+    def node(
+        self, op: str, inputs: Sequence[gs.Tensor], name: str, like: gs.Tensor | None = None, **attrs: object
+    ) -> gs.Variable:
         """A node with one output, named under the prefix; `like` lends the output its type."""
         output = gs.Variable(self._free(name), dtype=like.dtype if like is not None else None)
         domain = attrs.pop("domain", None)
@@ -62,7 +64,7 @@ class Writer:
 def rewrite_group(
     view: OnnxView,
     blocks: Sequence[Block],
-    weights: Mapping[str, np.ndarray],  # type: ignore[type-arg]
+    weights: Mapping[str, np.ndarray],
     prefix: str,
 ) -> Writer:
     """Replace `blocks` by one wide FFN over `weights` (arrays, by field name of `Wide`, [out, in]).
@@ -91,7 +93,9 @@ def insert(graph: gs.Graph, writers: Sequence[Writer]) -> None:
     graph.nodes = ordered
 
 
-def _wide_branch(view: OnnxView, writer: Writer, first: Block, weights: Mapping[str, gs.Constant]) -> gs.Tensor:
+def _wide_branch(
+    view: OnnxView, writer: Writer, first: Block, weights: Mapping[str, gs.Constant]
+) -> gs.Tensor:
     activation = first.ffn.activation
     hidden = _unit_norm(view, writer, first)
     known = {activation.gate: _linear(writer, hidden, weights, "gate")}
@@ -113,7 +117,7 @@ def _unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
         tensor = writer.node(
             operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
         )
-    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)  # type: ignore[arg-type]
+    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)
     return tensor if known in (None, first.dtype) else _cast(writer, tensor, "norm_cast", first.dtype)
 
 
@@ -128,7 +132,7 @@ def _cast(writer: Writer, tensor: gs.Tensor, name: str, dtype: str) -> gs.Tensor
     return writer.node("Cast", [tensor], name, to=int(getattr(onnx.TensorProto, kind)))
 
 
-def _numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
+def _numpy_dtype(name: str) -> np.dtype:
     if name == "bfloat16":
         return onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
     return np.dtype(name)
@@ -147,13 +151,11 @@ def _copy_region(view: OnnxView, writer: Writer, output: Value, known: dict[Valu
     for node in sorted(producers.values(), key=view.position):
         op = view.op(node.outputs[0].name)
         if op is not None and op.kind == "pass":
-            known[node.outputs[0].name] = known[op.inputs[0]]  # type: ignore[index]
+            known[node.outputs[0].name] = known[op.inputs[0]]
             continue
         inputs = [known.get(each.name, each) for each in node.inputs]
         old = node.outputs[0]
-        known[old.name] = writer.node(
-            node.op, inputs, node.op.lower(), old, domain=node.domain, **node.attrs
-        )
+        known[old.name] = writer.node(node.op, inputs, node.op.lower(), old, domain=node.domain, **node.attrs)
     return known[output]
 
 

@@ -60,7 +60,7 @@ def _copy(target: object, name: str, value: object) -> None:
 def _proto(view: OnnxView, node: gs.Node, origin: dict[int, str]) -> onnx.NodeProto:
     proto = view.proto(node)
     if proto is None:
-        exported = OnnxExporter.export_node(node)
+        exported: onnx.NodeProto = OnnxExporter.export_node(node)
         exported.metadata_props.add(key="fxfuse.blocks", value=origin[id(node)])
         return exported
     inputs = [each.name for each in node.inputs]

@@ -1,4 +1,4 @@
-"""A float32 copy of a bfloat16 model, to run where a runtime has no bfloat16 kernels. Numbers are the same."""
+"""A float32 copy of a bfloat16 model, to run where a runtime has no bfloat16 kernels. Same numbers."""
 
 from __future__ import annotations
 

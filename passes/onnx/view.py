@@ -24,20 +24,22 @@ __all__ = ["OnnxView", "to_torch"]
 class OnnxView:
     """Reads the main graph of `model`; `read` turns a stored tensor into an array, wherever its bytes lie."""
 
-    def __init__(self, model: onnx.ModelProto, read: Callable[[onnx.TensorProto], np.ndarray[Any, Any]]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, read: Callable[[onnx.TensorProto], np.ndarray[Any, Any]]
+    ) -> None:
         self.model = model
         self.graph = gs.import_onnx(model)
         self._read = read
-        self.tensors: dict[str, gs.Tensor] = self.graph.tensors()
+        self.tensors: dict[Value, gs.Tensor] = self.graph.tensors()
         self._outputs = {each.name for each in self.graph.outputs}
         for subgraph in self.graph.subgraphs(recursive=True):
             self._outputs |= {each.name for each in subgraph.outputs}
         self._protos = dict(zip(map(id, self.graph.nodes), model.graph.node, strict=True))
         self._positions = {id(node): index for index, node in enumerate(self.graph.nodes)}
         self.read_before = {each.name for node in self._walk(self.graph) for each in node.inputs}
-        self._ops: dict[str, Op] = {}
-        self._stored: dict[str, onnx.TensorProto] = {each.name: each for each in model.graph.initializer}
-        self._constants: set[str] = set(self._stored)
+        self._ops: dict[Value, Op] = {}
+        self._stored: dict[Value, onnx.TensorProto] = {each.name: each for each in model.graph.initializer}
+        self._constants: set[Value] = set(self._stored)
         for node in self.graph.nodes:
             self._translate(node)
 
@@ -47,11 +49,11 @@ class OnnxView:
 
     def op(self, value: Value) -> Op | None:
         """See `View.op`."""
-        return self._ops.get(value)  # type: ignore[arg-type]
+        return self._ops.get(value)
 
     def readers(self, value: Value) -> Sequence[Value]:
         """See `View.readers`."""
-        tensor = self.tensors.get(value)  # type: ignore[arg-type]
+        tensor = self.tensors.get(value)
         nodes = tensor.outputs if tensor is not None else []
         return [output.name for node in nodes for output in node.outputs if output.name]
 
@@ -69,14 +71,14 @@ class OnnxView:
 
     def stored(self, value: Value) -> torch.Tensor:
         """See `View.stored`."""
-        return to_torch(self._read(self._stored[value]))  # type: ignore[index]
+        return to_torch(self._read(self._stored[value]))
 
     def shape(self, value: Value) -> tuple[int | None, ...] | None:
         """See `View.shape`."""
         if value in self._stored:
-            return tuple(self._stored[value].dims)  # type: ignore[index]
-        tensor = self.tensors.get(value)  # type: ignore[arg-type]
-        op = self._ops.get(value)  # type: ignore[arg-type]
+            return tuple(self._stored[value].dims)
+        tensor = self.tensors.get(value)
+        op = self._ops.get(value)
         if tensor is not None and tensor.shape is not None:
             return tuple(size if isinstance(size, int) and size >= 0 else None for size in tensor.shape)
         if op is not None and op.kind in ("transpose", "cast", "pass") and value in self._constants:
@@ -87,27 +89,29 @@ class OnnxView:
     def dtype(self, value: Value) -> str | None:
         """See `View.dtype`."""
         if value in self._stored:
-            return torch_dtype_name(self._stored[value].data_type)  # type: ignore[index]
-        op = self._ops.get(value)  # type: ignore[arg-type]
+            return torch_dtype_name(self._stored[value].data_type)
+        op = self._ops.get(value)
         if op is not None and op.kind == "cast":
             return str(op.attrs["dtype"])
-        tensor = self.tensors.get(value)  # type: ignore[arg-type]
+        tensor = self.tensors.get(value)
         if tensor is not None and tensor.dtype is not None:
             is_number = isinstance(tensor.dtype, int)
-            number = tensor.dtype if is_number else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            number = (
+                tensor.dtype if is_number else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            )
             return torch_dtype_name(int(number))
         same = op is not None and (op.kind in FUNCTIONS or op.kind in ("linear", "rms_norm", "layer_norm"))
-        return self.dtype(op.inputs[0]) if same and isinstance(op.inputs[0], str) else None  # type: ignore[union-attr]
+        return self.dtype(op.inputs[0]) if op and same and isinstance(op.inputs[0], str) else None
 
     def node_name(self, value: Value) -> str:
         """See `View.node_name`."""
-        tensor = self.tensors.get(value)  # type: ignore[arg-type]
+        tensor = self.tensors.get(value)
         node = tensor.inputs[0] if tensor is not None and tensor.inputs else None
         return str(node.name or value) if node is not None else str(value)
 
     def scope(self, value: Value) -> str:
         """See `View.scope`."""
-        tensor = self.tensors.get(value)  # type: ignore[arg-type]
+        tensor = self.tensors.get(value)
         if tensor is None or not tensor.inputs:
             return scope_of(None, str(value))
         weights = [each.name for each in tensor.inputs[0].inputs if each.name in self._constants]
@@ -145,10 +149,25 @@ class OnnxView:
         """A small integer tensor, computed from constants and known sizes; `seen` collects what it took."""
         return fold_integers(self, value, seen)
 
+    def last_integer(self, value: str) -> int | None:
+        """The last element of a small integer tensor, where no more than that may be known."""
+        tensor = self.tensors.get(value)
+        node = tensor.inputs[0] if tensor is not None and tensor.inputs else None
+        if node is not None and node.op == "Concat":
+            return self.last_integer(node.inputs[-1].name)
+        if node is not None and node.op == "Shape" and not node.attrs:
+            return self.width(node.inputs[0].name)
+        known = self.integers(value, [])
+        return known[-1] if known else None
+
     def number(self, value: str) -> float | None:
         """A constant of one element."""
         tensor = self._stored.get(value)
-        return float(self._read(tensor).reshape(-1)[0]) if tensor is not None and self._size(tensor) == 1 else None
+        return (
+            float(self._read(tensor).reshape(-1)[0])
+            if tensor is not None and self._size(tensor) == 1
+            else None
+        )
 
     def small(self, value: str) -> list[int] | None:
         """A stored integer tensor of a few elements."""
@@ -187,7 +206,9 @@ class OnnxView:
             tensor = attribute.t
         elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
             kind = np.float32 if "float" in attribute.name else np.int64
-            tensor = onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), kind))
+            tensor = onnx.numpy_helper.from_array(
+                np.asarray(onnx.helper.get_attribute_value(attribute), kind)
+            )
         else:
             return False
         self._stored[name] = tensor
@@ -201,7 +222,7 @@ class OnnxView:
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """An array as a tensor over the same memory; bfloat16 goes by its bits, since NumPy's own types lack it."""
+    """An array as a tensor over the same memory; bfloat16 goes by its bits, as NumPy's own types lack it."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     with warnings.catch_warnings():
         # Weights read from a file are read-only, and nothing here writes to them.

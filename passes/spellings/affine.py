@@ -1,6 +1,8 @@
 """Constants applied to a value, one after the other: gains, biases, multipliers, LayerScale.
 
-    y = (z * k1 + v1) / k2 ...        each k a scalar or one number per channel, each v one per channel
+    y = (z * k1 + v1) / k2 ...
+
+where each constant is one number, or one for each channel of the last axis.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def peel(view: View, op: Op) -> tuple[Operand, Step] | None:
 def peel_while(
     view: View, operand: Operand, accept: Callable[[Step], bool], trail: set[Value]
 ) -> tuple[Operand, tuple[Step, ...]]:
-    """Peel steps off `operand`, casts in between included; the steps come back in the order of application."""
+    """Peel steps off `operand`, casts in between included; the steps come back in order of application."""
     steps: list[Step] = []
     while True:
         passed: set[Value] = set()
@@ -40,7 +42,7 @@ def peel_while(
             return operand, tuple(reversed(steps))
         trail |= passed | set(op.via if op else ())
         if not isinstance(inner, Op):
-            trail.add(inner)  # type: ignore[arg-type]
+            trail.add(inner)
         operand, step = peeled
         steps.append(step)
 
@@ -60,4 +62,4 @@ def is_per_channel(view: View, operand: Operand) -> bool:
 
 
 def _step(kind: str, operand: Operand) -> Step:
-    return Step(kind, operand)  # type: ignore[arg-type]
+    return Step(kind, operand)

@@ -23,8 +23,14 @@ def match_experts(view: View, value: Value) -> Miss | None:
             scope = view.scope(value)
             layer, _, last = scope.rpartition(".")
             where = layer if last in ("gate", "router") and layer else scope or view.node_name(value)
-            return Miss(where, f"a router chooses experts here ({view.node_name(value)}): they are not one FFN")
-        if inner.kind not in FUNCTIONS and inner.kind.strip("_").lower() not in ("softmax", "reshape", "view"):
+            return Miss(
+                where, f"a router chooses experts here ({view.node_name(value)}): they are not one FFN"
+            )
+        if inner.kind not in FUNCTIONS and inner.kind.strip("_").lower() not in (
+            "softmax",
+            "reshape",
+            "view",
+        ):
             return None
         operand = inner.inputs[0]
     return None

@@ -87,7 +87,7 @@ class _First:
         found = _first(view, leaf, self.trail, self.rates)
         assert found is not None
         self.linear, self.product, source = found
-        self.source: Value = strip(view, source, self.trail)  # type: ignore[assignment]
+        self.source: Value = strip(view, source, self.trail)
 
 
 def _first(
@@ -107,7 +107,7 @@ def _first(
     if found is None:
         return None
     linear, product, source = found
-    trail |= passed | {leaf, inner, *part.via}  # type: ignore[arg-type]
+    trail |= passed | {leaf, inner, *part.via}
     rows = (part.attrs["start"], part.attrs["stop"])
     return Linear(linear.weight, linear.transposed, (*linear.steps, *own), rows), product, source
 
@@ -126,14 +126,18 @@ def _linear(
     while True:
         operand, peeled = peel_while(view, operand, accept, passed)
         steps[:0] = peeled
-        inner = strip(view, operand, passed) if not vectors_only or peeled else pass_reshapes(view, operand, passed)
+        inner = (
+            strip(view, operand, passed)
+            if not vectors_only or peeled
+            else pass_reshapes(view, operand, passed)
+        )
         op = op_of(view, inner)
         if op is None or isinstance(inner, Op):
             return None
         if op.kind != "dropout":
             break
         rates += [op.attrs["p"]] if op.attrs["active"] else []
-        passed.add(inner)  # type: ignore[arg-type]
+        passed.add(inner)
         operand = op.inputs[0]
     if op.kind != "linear":
         return None
@@ -142,18 +146,17 @@ def _linear(
         return None
     if bias is not None and not is_per_channel(view, bias):
         return None
-    own = (Step("mul", op.attrs["alpha"]),) if op.attrs.get("alpha", 1.0) != 1.0 else ()
-    if bias is not None:
-        own += (Step("add", bias),)  # type: ignore[arg-type]
-    trail |= passed | {inner, *op.via}  # type: ignore[arg-type]
-    return Linear(weight, op.attrs["transposed"], (*own, *steps)), inner, source  # type: ignore[return-value]
+    own = [Step("mul", op.attrs["alpha"])] if op.attrs.get("alpha", 1.0) != 1.0 else []
+    own += [Step("add", bias)] if bias is not None else []
+    trail |= passed | {inner, *op.via}
+    return Linear(weight, op.attrs["transposed"], (*own, *steps)), inner, source
 
 
 def pass_reshapes(view: View, operand: Operand, trail: set[Value]) -> Operand:
     """Walk up through reshapes only, so that a cast beside the activation stays part of its region."""
     op = op_of(view, operand)
     while op is not None and op.kind == "pass":
-        trail.add(operand)  # type: ignore[arg-type]
+        trail.add(operand)
         operand = op.inputs[0]
         op = op_of(view, operand)
     return operand
@@ -199,7 +202,9 @@ def _objection(view: View, firsts: list[_First], constants: list[Value]) -> str 
     return None
 
 
-def _order(view: View, output: Value, firsts: list[_First]) -> tuple[_First, _First | None, Activation] | None:
+def _order(
+    view: View, output: Value, firsts: list[_First]
+) -> tuple[_First, _First | None, Activation] | None:
     """Tell gate from up by what the region computes, and name its activation."""
 
     def compute(*arguments: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
     if found is None:
         return None
     if not isinstance(unit, Op):
-        passed.add(unit)  # type: ignore[arg-type]
+        passed.add(unit)
     trail |= passed | set(op.via)
     return found
 
@@ -51,15 +51,15 @@ def _operator(
     source, *constants = op.inputs
     own: list[Step] = []
     if constants and constants[0] is not None:
-        own.append(Step("mul", constants[0]))  # type: ignore[arg-type]
+        own.append(Step("mul", constants[0]))
     if len(constants) > 1 and constants[1] is not None:
-        own.append(Step("add", constants[1]))  # type: ignore[arg-type]
+        own.append(Step("add", constants[1]))
     return Norm(
         kind=_OPERATORS[op.kind],
-        source=source,  # type: ignore[arg-type]
+        source=source,
         output=output,
-        unit=None if own else core,  # type: ignore[arg-type]
-        operator=unit,  # type: ignore[arg-type]
+        unit=None if own else core,
+        operator=unit,
         gain=(*own, *steps),
         eps=float(constant(view, eps)),
     )
@@ -68,7 +68,7 @@ def _operator(
 def _spelled_out(
     view: View, op: Op, core: Operand, output: Value, gain: tuple[Step, ...], trail: set[Value]
 ) -> Norm | None:
-    """x * r, r * x or x / s, with r a function of the mean square of x."""
+    """A norm as x * r, r * x or x / s, with r a function of the mean square of x."""
     if op.kind not in ("mul", "div"):
         return None
     pairs = [op.inputs, op.inputs[::-1]] if op.kind == "mul" else [op.inputs]
@@ -80,7 +80,7 @@ def _spelled_out(
         eps, source, kind = scale
         trail |= inner
         unit = None if isinstance(core, Op) else core
-        return Norm(kind, source, output, unit, None, gain, eps)  # type: ignore[arg-type]
+        return Norm(kind, source, output, unit, None, gain, eps)
     return None
 
 
@@ -117,7 +117,7 @@ def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
     if op is None:
         return None
     if not isinstance(operand, Op):
-        trail.add(operand)  # type: ignore[arg-type]
+        trail.add(operand)
     if op.kind == "square":
         return op.inputs[0]
     if op.kind == "pow" and is_constant(view, op.inputs[1]):
@@ -129,10 +129,8 @@ def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
     return None
 
 
-def _straight_line(
-    view: View, factor: Operand, inside: Region, inverse: bool
-) -> float | None:
-    """eps of r(m) = 1 / sqrt(m + eps), if `factor` is one."""
+def _straight_line(view: View, factor: Operand, inside: Region, inverse: bool) -> float | None:
+    """Read eps off r(m) = 1 / sqrt(m + eps), if `factor` is one."""
     try:
         r = evaluate(view, factor, {inside.leaves[0]: _PROBES}, torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -150,10 +148,10 @@ def _centred(view: View, operand: Operand, trail: set[Value]) -> tuple[str, Oper
     if op is not None and op.kind == "sub":
         mean_value = strip(view, op.inputs[1])
         mean = op_of(view, mean_value)
-        if mean is not None and mean.kind == "mean":
-            if strip(view, mean.inputs[0]) == strip(view, op.inputs[0]):
-                strip(view, op.inputs[1], trail)
-                strip(view, mean.inputs[0], trail)
-                trail.update(each for each in (value, mean_value) if not isinstance(each, Op))  # type: ignore[misc]
-                return "layer", strip(view, op.inputs[0], trail)
+        is_mean = mean is not None and mean.kind == "mean"
+        if mean is not None and is_mean and strip(view, mean.inputs[0]) == strip(view, op.inputs[0]):
+            strip(view, op.inputs[1], trail)
+            strip(view, mean.inputs[0], trail)
+            trail.update(each for each in (value, mean_value) if not isinstance(each, Op))
+            return "layer", strip(view, op.inputs[0], trail)
     return "rms", value

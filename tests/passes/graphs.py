@@ -147,7 +147,7 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     """x + ffn(norm(x)); tests override a method to write something else."""
 
-    def __init__(self, spec: Spec = Spec()) -> None:  # noqa: B008
+    def __init__(self, spec: Spec = Spec()) -> None:
         super().__init__()
         self.spec = spec
         self.norm, self.mlp = HandNorm(spec), Mlp(spec)
@@ -227,7 +227,7 @@ def parallel(stack: Stack, x: Tensor, groups: Sequence[Sequence[int]] | None = N
 
 
 def symbolic(model: nn.Module, x: Tensor, *, shapes: bool = False, leaf: bool = False) -> FxView:
-    """symbolic_trace, down to functions or (`leaf`) with torch.nn modules as calls; without shapes unless told."""
+    """symbolic_trace, down to functions or (`leaf`) with torch.nn modules as calls; no shapes unless told."""
     module = fx.symbolic_trace(model) if leaf else fx.GraphModule(model, _Deep().trace(model))
     if shapes:
         _Shapes(module).run(x.clone())

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fxfuse.passes.spellings.activations import ACTIVATIONS, GATE_PROBES, name_of, role_of
-from tests.passes.graphs import ACTS, TRACERS, Spec, Stack, example, find, find_chains, fuse, lengths, parallel, run
+from tests.passes.graphs import (
+    ACTS,
+    TRACERS,
+    Spec,
+    Stack,
+    example,
+    find,
+    find_chains,
+    fuse,
+    lengths,
+    parallel,
+    run,
+)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -45,7 +57,9 @@ def test_every_spelling_is_named_and_fused(written: str, form: str) -> None:
     assert lengths(found) == [2]
     assert [block.ffn.activation.name for block in found.chains[0].blocks] == [ACTS[written][1]] * 2
     fused = fuse(TRACERS["symbolic"](stack, example()))
-    torch.testing.assert_close(run(fused, example()).double(), parallel(stack, example()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        run(fused, example()).double(), parallel(stack, example()), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("written", ["silu", "gelu tanh", "relu squared as power", "quick gelu"])

@@ -14,7 +14,14 @@ from fxfuse.passes.spellings.affine import is_per_channel, peel, peel_while
 from fxfuse.passes.view import Op
 from tests.passes.graphs import HIDDEN, example, symbolic
 
-SHAPES = {"scalar": (), "one": (1,), "vector": (HIDDEN,), "row": (1, HIDDEN), "rows": (3, HIDDEN), "column": (3, 1)}
+SHAPES = {
+    "scalar": (),
+    "one": (1,),
+    "vector": (HIDDEN,),
+    "row": (1, HIDDEN),
+    "rows": (3, HIDDEN),
+    "column": (3, 1),
+}
 
 
 class Applied(nn.Module):
@@ -111,11 +118,18 @@ def test_a_shape_that_no_tracer_told_is_computed() -> None:
     view = symbolic(Applied(lambda m, y: y * (m.rows * 2.0) + (m.vector + 1.0)), example())
     (first,) = (node for node in view.module.graph.nodes if node.name == "mul")
     (second,) = (node for node in view.module.graph.nodes if node.name == "add")
-    assert (view.shape(first), is_per_channel(view, first), is_per_channel(view, second)) == (None, False, True)
+    assert (view.shape(first), is_per_channel(view, first), is_per_channel(view, second)) == (
+        None,
+        False,
+        True,
+    )
 
 
 @settings(max_examples=40)
-@given(st.lists(st.sampled_from(["mul", "add", "div"]), max_size=5), st.lists(st.booleans(), min_size=5, max_size=5))
+@given(
+    st.lists(st.sampled_from(["mul", "add", "div"]), max_size=5),
+    st.lists(st.booleans(), min_size=5, max_size=5),
+)
 def test_any_sequence_is_read_back(kinds: list[str], flips: list[bool]) -> None:
     def write(m: Applied, y: Tensor) -> Tensor:
         for kind, flip in zip(kinds, flips, strict=False):

@@ -92,8 +92,8 @@ def test_residual_adds(write: Write) -> None:
         ),
         (
             lambda m, x: x + m.mixing(m.other_norm(x)).relu() + ffn(m, x),
-            "the norm reads x but the residual add reads add_1: attention and FFN stand in parallel, or something lies "
-            "between",
+            "the norm reads x but the residual add reads add_1: attention and FFN stand in parallel, or "
+            "something lies between",
         ),
         (
             lambda m, x: m.norm(x) + ffn(m, x),
@@ -146,7 +146,11 @@ def test_every_field_of_a_block() -> None:
     (block,) = find_chains(view).singles
     assert (block.name, block.hidden_size, block.intermediate_size) == ("layers.0.mlp", HIDDEN, 5)
     assert (block.dtype, block.gated) == ("float32", True)
-    assert [view.node_name(value) for value in (block.x, block.branch, block.out)] == ["x", "linear_2", "add_1"]
+    assert [view.node_name(value) for value in (block.x, block.branch, block.out)] == [
+        "x",
+        "linear_2",
+        "add_1",
+    ]
     assert [len(linear.steps) for linear in (block.ffn.gate, block.ffn.up, block.ffn.down)] == [1, 1, 1]
 
 
@@ -172,7 +176,9 @@ def test_a_shared_gain_is_no_obstacle() -> None:
     stack = Stack([Spec(), Spec()])
     stack.layers[1].norm.weight = stack.layers[0].norm.weight
     view = symbolic(stack, example(), shapes=True)
-    torch.testing.assert_close(run(fuse(view), example()).double(), parallel(stack, example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        run(fuse(view), example()).double(), parallel(stack, example()), rtol=1e-6, atol=1e-6
+    )
 
 
 # In-place adds: dynamo and symbolic_trace keep them, and each has readers of its own

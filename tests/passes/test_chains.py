@@ -84,7 +84,10 @@ def output_through_a_clone(m: Net, x: Tensor) -> object:
     ("write", "pattern"),
     [
         (two_outputs, r"b\.mlp: the residual stream after a\.mlp is also a graph output \(\w+\)"),
-        (output_through_a_clone, r"b\.mlp: the residual stream after a\.mlp is also a graph output \(clone\w*\)"),
+        (
+            output_through_a_clone,
+            r"b\.mlp: the residual stream after a\.mlp is also a graph output \(clone\w*\)",
+        ),
         (stream_read_elsewhere, r"b\.mlp: the residual stream after a\.mlp is also read by \w+"),
         (stream_read_through_a_clone, r"b\.mlp: the residual stream after a\.mlp is also read by \w+"),
         (shared_norm, r"b\.mlp: \w+ inside b\.mlp is also a graph output"),
@@ -167,13 +170,21 @@ def test_a_size_of_the_inside_that_leaves_the_block_ends_a_chain() -> None:
         ([Spec(), Spec(eps=1e-5)], [], "eps differ from layers.0.mlp: 1e-06 and 1e-05"),
         ([Spec(), Spec(norm="layer")], [], "norms differ from layers.0.mlp: rms and layer"),
         ([Spec(), Spec(act="relu")], [], "activations differ from layers.0.mlp: silu and relu"),
-        ([Spec(act="gelu"), Spec(act="gelu tanh")], [], "activations differ from layers.0.mlp: gelu and gelu_tanh"),
+        (
+            [Spec(act="gelu"), Spec(act="gelu tanh")],
+            [],
+            "activations differ from layers.0.mlp: gelu and gelu_tanh",
+        ),
         (
             [Spec(act="relu"), Spec(act="relu", form="ungated")],
             [],
             "gated and ungated FFNs differ from layers.0.mlp: True and False",
         ),
-        ([Spec(), Spec(), Spec(eps=1e-5), Spec(eps=1e-5)], [2, 2], "layers.2.mlp: eps differ from layers.1.mlp"),
+        (
+            [Spec(), Spec(), Spec(eps=1e-5), Spec(eps=1e-5)],
+            [2, 2],
+            "layers.2.mlp: eps differ from layers.1.mlp",
+        ),
         ([Spec(), Spec(eps=1.0000001e-6)], [2], None),
         ([Spec(norm="rms"), Spec(norm="rms_op")], [2], None),
         ([Spec(norm="layer"), Spec(norm="layer_op", shift=True)], [2], None),
@@ -217,7 +228,13 @@ def test_hidden_sizes_that_differ() -> None:
 
 @pytest.mark.parametrize(
     "between",
-    [lambda x: x * 2.0, torch.tanh, lambda x: x + 1.0, lambda x: x.to(torch.float64).float(), lambda x: x.flip(1)],
+    [
+        lambda x: x * 2.0,
+        torch.tanh,
+        lambda x: x + 1.0,
+        lambda x: x.to(torch.float64).float(),
+        lambda x: x.flip(1),
+    ],
 )
 def test_another_operation_on_the_stream_ends_a_chain(between: Callable[[Tensor], Tensor]) -> None:
     found = find(Net(lambda m, x: m.c(m.b(between(m.a(x))))))
@@ -266,7 +283,11 @@ def test_finding_changes_nothing() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.sampled_from([1e-6, 1e-5]), st.sampled_from(["silu", "gelu"])), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1e-6, 1e-5]), st.sampled_from(["silu", "gelu"])), min_size=1, max_size=6
+    )
+)
 def test_chains_are_the_maximal_runs_of_equal_neighbours(kinds: list[tuple[float, str]]) -> None:
     runs = [[kinds[0]]]
     for kind in kinds[1:]:
@@ -284,7 +305,7 @@ def test_chains_are_the_maximal_runs_of_equal_neighbours(kinds: list[tuple[float
 
 
 def written_reasons() -> dict[str, str]:
-    """The longest fixed piece of every reason in the source: literals that are given to a Miss, or returned."""
+    """The longest fixed piece of every reason in the source: literals given to a Miss, or returned."""
     root = Path(__file__).parents[2]
     files = [*(root / "passes").rglob("*.py"), root / "fxfuse" / "plan.py", root / "fxfuse" / "budget.py"]
     found = {}
@@ -292,7 +313,9 @@ def written_reasons() -> dict[str, str]:
         for node in ast.walk(ast.parse(path.read_text())):
             for text in _reason_nodes(node):
                 pieces = [each.value for each in ast.walk(text) if isinstance(each, ast.Constant)]
-                longest = max((each.strip(" :(") for each in pieces if isinstance(each, str)), key=len, default="")
+                longest = max(
+                    (each.strip(" :(") for each in pieces if isinstance(each, str)), key=len, default=""
+                )
                 if longest.count(" ") > 1:
                     found[longest] = f"{path.name}:{text.lineno}"
     return found
@@ -304,7 +327,9 @@ def _reason_nodes(node: ast.AST) -> list[ast.expr]:
         given = node.args[-1:] if name in ("Miss", "miss") else []
     else:
         given = [node.value] if isinstance(node, (ast.Return, ast.Assign)) and node.value else []
-    branches = [b for each in given for b in ((each.body, each.orelse) if isinstance(each, ast.IfExp) else (each,))]
+    branches = [
+        b for each in given for b in ((each.body, each.orelse) if isinstance(each, ast.IfExp) else (each,))
+    ]
     return [each for each in branches if isinstance(each, (ast.JoinedStr, ast.Constant))]
 
 

@@ -78,7 +78,7 @@ def test_active_dropout_is_noted() -> None:
     net = Net(lambda m, a, b: m.drop(torch.relu(a)) * b)
     for training, rate in ((False, None), (True, 0.25)):
         view = symbolic(net.train(training), example(), shapes=True)
-        assert region(view, output(view), lambda each: is_product(view, each)).dropout == rate
+        assert region(view, output(view), lambda each, view=view: is_product(view, each)).dropout == rate
 
 
 def test_a_walk_stops_at_its_limit() -> None:
@@ -108,7 +108,9 @@ def test_a_value_read_twice_is_computed_once() -> None:
 
 
 def test_casts_are_passed_over_unless_asked_for() -> None:
-    view = symbolic(Net(lambda m, a, b: (a.to(torch.float16) * 1.0).to(torch.float32)), example(), shapes=True)
+    view = symbolic(
+        Net(lambda m, a, b: (a.to(torch.float16) * 1.0).to(torch.float32)), example(), shapes=True
+    )
     (leaf,) = (value for value in view.values() if view.node_name(value) == "linear")
     third = torch.tensor(1.0 / 3.0, dtype=torch.float64)
     assert evaluate(view, output(view), {leaf: third}, torch.float64) == third
@@ -126,7 +128,9 @@ def test_nothing_has_no_value() -> None:
 def constants_of(write, tracer=symbolic) -> tuple[FxView, Net, object]:
     net = Net(lambda m, a, b: a * write(m))
     view = tracer(net, example())
-    (mul,) = (value for value in view.values() if view.op(value).kind == "mul" and not view.is_constant(value))
+    (mul,) = (
+        value for value in view.values() if view.op(value).kind == "mul" and not view.is_constant(value)
+    )
     return view, net, view.op(mul).inputs[1]
 
 
@@ -152,13 +156,17 @@ def test_constant_expressions_are_computed_in_float64(write, tracer) -> None:
 def test_a_weight_keeps_its_type_behind_transposes_and_casts() -> None:
     net = Net(lambda m, a, b: a @ m.b.weight.t().to(torch.float16).to(torch.float32))
     view = symbolic(net, example(), shapes=True)
-    (product,) = (each for each in view.values() if view.op(each).kind == "linear" and view.node_name(each) == "matmul")
+    (product,) = (
+        each for each in view.values() if view.op(each).kind == "linear" and view.node_name(each) == "matmul"
+    )
     weight = constant(view, view.op(product).inputs[1], None)
     assert weight.dtype == torch.float32
     torch.testing.assert_close(weight, net.b.weight.t().half().float(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"cast", "part", "transpose", "greater", "less", "where"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(FUNCTIONS) - {"cast", "part", "transpose", "greater", "less", "where"})
+)
 def test_every_function_takes_float64_without_attributes(name: str) -> None:
     x = torch.linspace(0.1, 2.0, 5, dtype=torch.float64)
     two = name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum")
@@ -176,7 +184,9 @@ UNARY = sorted({"neg", "abs", "sigmoid", "tanh", "erf", "relu", "silu", "square"
 
 
 @settings(max_examples=40)
-@given(st.lists(st.one_of(st.sampled_from(UNARY), st.sampled_from(["add", "sub", "mul", "maximum"])), max_size=8))
+@given(
+    st.lists(st.one_of(st.sampled_from(UNARY), st.sampled_from(["add", "sub", "mul", "maximum"])), max_size=8)
+)
 def test_any_expression_is_computed_as_torch_does(kinds: list[str]) -> None:
     def write(m: Net, a: Tensor, b: Tensor) -> Tensor:
         for kind in kinds:

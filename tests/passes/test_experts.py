@@ -28,7 +28,9 @@ class Experts(Layer):
 def test_a_router_is_a_miss() -> None:
     for found in (find(Stack([Experts()])), find_chains(dynamo(Stack([Experts()]), example()))):
         assert not found.singles
-        assert "a router chooses experts here (topk): they are not one FFN" in reasons(found).replace("weight", "topk")
+        assert "a router chooses experts here (topk): they are not one FFN" in reasons(found).replace(
+            "weight", "topk"
+        )
 
 
 def test_neighbours_of_experts_are_still_found() -> None:

@@ -107,7 +107,9 @@ def test_every_form_in_every_graph(tracer: str, form: str, bias: bool) -> None:
         lambda m, h: down(m, F.silu(gate(m, h) * m.fixed) * up(m, h)),
         lambda m, h: down(m, (F.silu(gate(m, h).float()) * up(m, h).float()).to(h.dtype)),
         lambda m, h: down(m, F.silu(gate(m, h).view(2, 1, 3, -1)).view(2, 3, -1) * up(m, h)),
-        lambda m, h: down(m, F.silu(gate(m, h.view(-1, HIDDEN))) * up(m, h.reshape(-1, HIDDEN))).view(2, 3, HIDDEN),
+        lambda m, h: down(m, F.silu(gate(m, h.view(-1, HIDDEN))) * up(m, h.reshape(-1, HIDDEN))).view(
+            2, 3, HIDDEN
+        ),
         lambda m, h: down(m, gate(m, h) * up(m, h)),
         lambda m, h: down(m, F.silu(gate(m, h)) * gate(m, h)),
         lambda m, h: down(m, F.silu(gate(m, h).contiguous(), inplace=True) * up(m, h)),
@@ -146,7 +148,10 @@ def test_packed_products(split: str, bias: str) -> None:
     stack, x = pair(write, spec), example()
     view = symbolic(stack, x, shapes=True)
     (chain,) = find_chains(view).chains
-    assert [row_range(linear) for linear in (chain.blocks[0].ffn.gate, chain.blocks[0].ffn.up)] == [(0, 6), (6, 12)]
+    assert [row_range(linear) for linear in (chain.blocks[0].ffn.gate, chain.blocks[0].ffn.up)] == [
+        (0, 6),
+        (6, 12),
+    ]
     expected = x + stack.layers[0].branch(x) + stack.layers[1].branch(x)
     torch.testing.assert_close(run(fuse(view), x), expected, rtol=1e-5, atol=1e-5)
 
@@ -256,7 +261,9 @@ def test_active_dropout_before_a_packed_split() -> None:
         lambda m, h: F.linear(F.silu(gate(m, h)), parts(m)[2], h.mean(1).mean(0)),
         lambda m, h: torch.einsum("bsh,ih->bsi", F.silu(gate(m, h)), parts(m)[2]),
         lambda m, h: F.silu(gate(m, h)).sum(-1, keepdim=True) * h,
-        lambda m, h: down(m, F.silu(gate(m, h), inplace=True) * up(m, h)).mul_(gate(m, h).sum(-1, keepdim=True)),
+        lambda m, h: down(m, F.silu(gate(m, h), inplace=True) * up(m, h)).mul_(
+            gate(m, h).sum(-1, keepdim=True)
+        ),
     ],
 )
 def test_what_is_no_ffn(write: Callable[..., Tensor]) -> None:
@@ -292,7 +299,8 @@ def test_attention_is_no_miss() -> None:
 )
 def test_any_stack_is_one_chain(form, widths, bias, act, multiplier, layer_scale) -> None:
     specs = [
-        Spec(form=form, width=w, bias=bias, act=act, multiplier=multiplier, layer_scale=layer_scale) for w in widths
+        Spec(form=form, width=w, bias=bias, act=act, multiplier=multiplier, layer_scale=layer_scale)
+        for w in widths
     ]
     stack, x = Stack(specs), example()
     view = symbolic(stack, x, shapes=True)

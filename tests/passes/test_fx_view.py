@@ -1,4 +1,4 @@
-"""torch.fx graphs as views: each native operator in canonical form, constants, readers, names, in-place writes."""
+"""torch.fx graphs as views: native operators in canonical form, constants, readers, names, writes in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from fxfuse.passes.fx.ops import name_of
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import Attribute, FxView, module_path
 from fxfuse.passes.fx.writes import Writes
-from tests.passes.graphs import HIDDEN, TRACERS, Spec, Stack, aten, core, dynamo, example, find_chains, symbolic
+from tests.passes.graphs import (
+    HIDDEN,
+    TRACERS,
+    Spec,
+    Stack,
+    aten,
+    core,
+    dynamo,
+    example,
+    find_chains,
+    symbolic,
+)
 
 
 class Net(nn.Module):
@@ -347,7 +358,11 @@ def test_a_module_may_write_in_place() -> None:
 
     view = symbolic(Inside(), example(), leaf=True)
     kinds = {view.node_name(value): view.op(value).kind for value in view.values()}
-    assert kinds == {"tanh": "tanh that is written over", "act": "silu beside an in-place write", "mul": "mul"}
+    assert kinds == {
+        "tanh": "tanh that is written over",
+        "act": "silu beside an in-place write",
+        "mul": "mul",
+    }
 
 
 # Computing single values

@@ -60,13 +60,15 @@ RMS: dict[str, Write] = {
     "square()": lambda x, w, eps: x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * w,
     "positive axis": lambda x, w, eps: x * torch.rsqrt(x.pow(2).mean(2, keepdim=True) + eps) * w,
     "axis in a list": lambda x, w, eps: x * torch.rsqrt(x.pow(2).mean([-1], keepdim=True) + eps) * w,
-    "in float32, gain after": lambda x, w, eps: w * (x.float() * torch.rsqrt(mean_square(x.float()) + eps)).to(x.dtype),
+    "in float32, gain after": lambda x, w, eps: (
+        w * (x.float() * torch.rsqrt(mean_square(x.float()) + eps)).to(x.dtype)
+    ),
     "in float32, gain before": lambda x, w, eps: (
         w.float() * (x.float() * torch.rsqrt(mean_square(x.float()) + eps))
     ).type_as(x),
     "two casts": lambda x, w, eps: (
-        x.double() * torch.rsqrt(mean_square(x.to(torch.float64)) + eps)
-    ).float() * w,
+        (x.double() * torch.rsqrt(mean_square(x.to(torch.float64)) + eps)).float() * w
+    ),
     "function": lambda x, w, eps: F.rms_norm(x, [HIDDEN], w, eps),
     "function, gain apart": lambda x, w, eps: F.rms_norm(x, [HIDDEN], None, eps) * w,
     "function by keyword": lambda x, w, eps: F.rms_norm(x, normalized_shape=[HIDDEN], weight=w, eps=eps),
@@ -75,15 +77,17 @@ RMS: dict[str, Write] = {
 }
 
 LAYER: dict[str, Write] = {
-    "variance of x - mean": lambda x, w, eps: (x - x.mean(-1, keepdim=True))
-    * torch.rsqrt(mean_square(x - x.mean(-1, keepdim=True)) + eps)
-    * w,
-    "var()": lambda x, w, eps: (x - x.mean(-1, keepdim=True))
-    / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + eps)
-    * w,
-    "var(correction=0)": lambda x, w, eps: (x - x.mean(-1, keepdim=True))
-    / torch.sqrt(torch.var(x, dim=-1, keepdim=True, correction=0) + eps)
-    * w,
+    "variance of x - mean": lambda x, w, eps: (
+        (x - x.mean(-1, keepdim=True)) * torch.rsqrt(mean_square(x - x.mean(-1, keepdim=True)) + eps) * w
+    ),
+    "var()": lambda x, w, eps: (
+        (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + eps) * w
+    ),
+    "var(correction=0)": lambda x, w, eps: (
+        (x - x.mean(-1, keepdim=True))
+        / torch.sqrt(torch.var(x, dim=-1, keepdim=True, correction=0) + eps)
+        * w
+    ),
     "function": lambda x, w, eps: F.layer_norm(x, [HIDDEN], w, None, eps),
     "function without gain": lambda x, w, eps: w * F.layer_norm(x, [HIDDEN], eps=eps),
 }
@@ -94,14 +98,16 @@ OTHERS: dict[str, Write] = {
     "another axis": lambda x, w, eps: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + eps) * w,
     "cube": lambda x, w, eps: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True).abs() + eps) * w,
     "square of another value": lambda x, w, eps: x * torch.rsqrt(mean_square(x + 1.0) + eps) * w,
-    "product of two values": lambda x, w, eps: x * torch.rsqrt((x * (x + 1.0)).mean(-1, keepdim=True) + 9.0) * w,
+    "product of two values": lambda x, w, eps: (
+        x * torch.rsqrt((x * (x + 1.0)).mean(-1, keepdim=True) + 9.0) * w
+    ),
     "mean of |x|": lambda x, w, eps: x / (x.abs().mean(-1, keepdim=True) + eps) * w,
-    "unbiased variance": lambda x, w, eps: (x - x.mean(-1, keepdim=True))
-    / torch.sqrt(x.var(-1, keepdim=True) + eps)
-    * w,
-    "centred, but not the squares": lambda x, w, eps: (x - x.mean(-1, keepdim=True))
-    * torch.rsqrt(mean_square(x) + eps)
-    * w,
+    "unbiased variance": lambda x, w, eps: (
+        (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + eps) * w
+    ),
+    "centred, but not the squares": lambda x, w, eps: (
+        (x - x.mean(-1, keepdim=True)) * torch.rsqrt(mean_square(x) + eps) * w
+    ),
     "over two axes": lambda x, w, eps: F.rms_norm(x, [3, HIDDEN], None, eps) * w,
     "gain per row": lambda x, w, eps: F.rms_norm(x, [HIDDEN], None, eps) * w[:3, None],
     "norm of another length": lambda x, w, eps: x * (2.0 * torch.rsqrt(mean_square(x) + eps)) * w,
@@ -128,7 +134,9 @@ def check(kind: str, write: Write, spec: Spec) -> None:
     assert lengths(found) == [2], reasons(found)
     norm = found.chains[0].blocks[0].norm
     assert (norm.kind, norm.eps) == (kind, pytest.approx(1e-3))
-    torch.testing.assert_close(run(fuse(view), example()).double(), parallel(stack, example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        run(fuse(view), example()).double(), parallel(stack, example()), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("spelling", OTHERS)
@@ -189,7 +197,11 @@ def test_no_eps_is_zero() -> None:
 
 
 @settings(max_examples=30)
-@given(eps=st.sampled_from([0.0, 1e-8, 1e-6, 1e-5, 1e-3]), factor=st.sampled_from([1.0, 0.5, 3.0]), flip=st.booleans())
+@given(
+    eps=st.sampled_from([0.0, 1e-8, 1e-6, 1e-5, 1e-3]),
+    factor=st.sampled_from([1.0, 0.5, 3.0]),
+    flip=st.booleans(),
+)
 def test_eps_is_read_off(eps: float, factor: float, flip: bool) -> None:
     """y = x c / sqrt(m + eps) is a norm for c = 1, whatever the order of the product"""
 

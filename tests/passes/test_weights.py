@@ -1,6 +1,6 @@
 """The algebra of the wide FFN against the parallel sum, written by hand in float64.
 
-    D_w act(G_w n(x) + b_w) * (U_w n(x) + c_w) + d_w    =    sum of FFN_i(norm_i(x))
+D_w act(G_w n(x) + b_w) * (U_w n(x) + c_w) + d_w    =    sum of FFN_i(norm_i(x))
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from fxfuse.passes.chains import find_chains
 from fxfuse.passes.fx.view import Attribute
 from fxfuse.passes.records import Step
 from fxfuse.passes.weights import Wide, ones_like_gain, refill, sources, widen
-from tests.passes.graphs import ACTS, HIDDEN, TRACERS, Spec, Stack, branch, example, find_chains as find, symbolic
+from tests.passes.graphs import ACTS, HIDDEN, TRACERS, Spec, Stack, branch, example, symbolic
+from tests.passes.graphs import find_chains as find
 
 FORMS = st.sampled_from(["gated", "packed", "packed_turned"])
 
@@ -45,7 +46,10 @@ def applied(wide: Wide, spec: Spec, x: Tensor) -> Tensor:
 @st.composite
 def stacks(draw: st.DrawFn) -> list[Spec]:
     """Blocks that may share a wide FFN, and differ in all that may differ."""
-    kind, act = draw(st.sampled_from(["rms", "layer"])), draw(st.sampled_from(["silu", "gelu", "relu squared"]))
+    kind, act = (
+        draw(st.sampled_from(["rms", "layer"])),
+        draw(st.sampled_from(["silu", "gelu", "relu squared"])),
+    )
     ungated = draw(st.booleans())
     return [
         Spec(
@@ -97,7 +101,9 @@ def test_rows_and_columns_by_hand() -> None:
     first, second = stack.layers
     gates = [layer.mlp.gate_proj.weight * layer.norm.weight for layer in (first, second)]
     torch.testing.assert_close(wide.gate, torch.cat(gates))
-    torch.testing.assert_close(wide.down, 0.5 * torch.cat([first.mlp.down_proj.weight, second.mlp.down_proj.weight], 1))
+    torch.testing.assert_close(
+        wide.down, 0.5 * torch.cat([first.mlp.down_proj.weight, second.mlp.down_proj.weight], 1)
+    )
 
 
 def test_biases_by_hand() -> None:
@@ -172,7 +178,10 @@ def test_refill_follows_the_sources_in_place() -> None:
 
 @pytest.mark.parametrize("tracer", ["symbolic", "modules", "dynamo"])
 def test_sources_are_all_parameters_of_the_blocks(tracer: str) -> None:
-    specs = [Spec(norm="layer_op", shift=True, bias=True, layer_scale=True), Spec(norm="layer", form="packed")]
+    specs = [
+        Spec(norm="layer_op", shift=True, bias=True, layer_scale=True),
+        Spec(norm="layer", form="packed"),
+    ]
     stack = Stack(specs)
     view = TRACERS[tracer](stack, example())
     found = sources(view, find_chains(view).chains[0].blocks)

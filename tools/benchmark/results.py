@@ -66,12 +66,12 @@ def draw(results: Sequence[Result], settings: Settings, machine: Machine) -> Ren
     for heading in ("case", "runtime"):
         table.add_column(heading, no_wrap=True)
     for heading in ("unfused µs", "(p90)", "fused µs", "(p90)", "ratio", "[rounds]"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for result in results:
         for row in _rows(result):
             table.add_row(*row)
     title = (
-        f"{machine.device_name}, {settings.threads} threads, {settings.rounds} rounds; p50 and p90 of a call"
+        f"{machine.device_name}; threads: {settings.threads}; rounds: {settings.rounds}; p50 (p90) of a call"
     )
     parts: list[RenderableType] = [Text(title, style="bold"), Text(), table, Text(), Text(HOW_TO_READ)]
     if machine.load is not None and machine.load > 0.5:
@@ -97,9 +97,10 @@ def _rows(result: Result) -> list[tuple[str, ...]]:
     ratios = result.ratios
     rows = [("torch eager", *_times(result.timings.get("eager")))]
     for pair in PAIRS:
-        if pair.title in ratios:
-            times = (*_times(result.timings[pair.unfused]), *_times(result.timings[pair.fused]))
-            rows.append((pair.title, *times, *_ratio(ratios[pair.title])))
+        unfused, fused = result.timings.get(pair.unfused), result.timings.get(pair.fused)
+        if unfused or fused:
+            ratio = _ratio(ratios[pair.title]) if pair.title in ratios else ()
+            rows.append((pair.title, *_times(unfused), *_times(fused), *ratio))
     return [(str(result.case) if index == 0 else "", *row) for index, row in enumerate(rows)]
 
 
