@@ -20,11 +20,13 @@ from fxfuse._version import __version__
 from fxfuse.errors import FxfuseError, InputError, VerificationError
 
 if TYPE_CHECKING:
-    from fxfuse.api import export_onnx, fuse, fuse_onnx
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
+    from fxfuse.export import export_onnx
+    from fxfuse.onnx_api import fuse_onnx
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
+    from fxfuse.torch_api import fuse
 
 __all__ = [
     "Budget",
@@ -46,9 +48,9 @@ __all__ = [
 _HOMES = {
     "backend": "backend",
     "reports": "backend",
-    "fuse": "api",
-    "fuse_onnx": "api",
-    "export_onnx": "api",
+    "fuse": "torch_api",
+    "fuse_onnx": "onnx_api",
+    "export_onnx": "export",
     "Budget": "budget",
     "Report": "report",
     "session": "sessions",

@@ -78,11 +78,8 @@ def backend(
     if fused is None:
         _tell(report, reason)
         return compile_inner(module, example_inputs)
-    before = sum(chain.length for chain in report.chains)
-    report.before = size_of(module, front.weights, before)
-    report.after = size_of(
-        fused.module, front.weights_of(fused), before - report.fused_blocks + len(report.groups)
-    )
+    report.before = size_of(module, front.weights, report.ffn_blocks)
+    report.after = size_of(fused.module, front.weights_of(fused), report.ffn_blocks_left)
     report.notes.append(_memory_note(fused))
     _tell(report, None)
     return CompiledGraph(front, fused, compile_inner, list(example_inputs), report)
@@ -194,7 +191,7 @@ def _positions(fused: FusedGraph, values: Sequence[object]) -> list[tuple[fx.Nod
 
 
 def _assumed_numbers(front: DynamoGraph, fused: FusedGraph) -> list[tuple[int, float]]:
-    """Numbers (an eps) that the fused graph reads no more, since the first block's stands for all: place, value."""
+    """Numbers (an eps) that the fused graph reads no more, as the first block's stands for all."""
     followed = {value for blocks, _, _ in fused.groups for value in sources(fused.view, blocks)}
     own = {node.name: node for node in fused.module.graph.find_nodes(op="placeholder")}
     found = []

@@ -139,7 +139,7 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
     from fxfuse.screen import show_steps
 
     with show_steps() as progress:
-        from fxfuse.api import fuse_onnx  # takes seconds, with something on the screen
+        from fxfuse.onnx_api import fuse_onnx  # takes seconds, with something on the screen
 
         fuse_onnx(
             options.model,

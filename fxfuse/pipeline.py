@@ -182,8 +182,9 @@ class _Judge(Generic[Fused]):
         allowed = max(2.0, 1.25 * math.sqrt(len(group.blocks)))
         if not error <= allowed * max(rounding, resolution / 8):
             raise VerificationError(
-                f"The wide FFN of {where} differs from the parallel sum by {error:.2g}, more than {allowed:.1f} "
-                f"times the rounding error of {rounding:.2g}: nothing was written; exclude these blocks for now."
+                f"The wide FFN of {where} differs from the parallel sum by {error:.2g}, more than "
+                f"{allowed:.1f} times the rounding error of {rounding:.2g}: nothing was written; exclude "
+                "these blocks for now."
             )
 
     def compare(self, fused: Fused, budget: Budget) -> EndToEnd | None:

@@ -64,11 +64,15 @@ class Size:
 
 @dataclass
 class Report:
-    """All that one fusion found and measured. `str(report)` is the table, `to_json()` the file."""
+    """All that one fusion found and measured. `str(report)` is the table, `to_json()` the file.
+
+    ffn_blocks counts the original model's, those that stand alone included.
+    """
 
     model: str
     output: str | None = None
     inputs: str = "given"
+    ffn_blocks: int = 0
     chains: list[ChainReport] = field(default_factory=list)
     groups: list[GroupReport] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
@@ -85,9 +89,15 @@ class Report:
         """How many blocks were fused, over all groups."""
         return sum(len(group.blocks) for group in self.groups)
 
+    @property
+    def ffn_blocks_left(self) -> int:
+        """How many FFN blocks the fused model has."""
+        return self.ffn_blocks - self.fused_blocks + len(self.groups)
+
     def add_found(self, found: Found) -> None:
         """Take over what the matcher saw."""
         self.chains = [ChainReport(len(c.blocks), tuple(map(BlockReport.of, c.blocks))) for c in found.chains]
+        self.ffn_blocks = sum(chain.length for chain in self.chains) + len(found.singles)
         self.misses = list(found.misses)
         self.misses += [Miss(block.name, _ALONE) for block in found.singles]
 

@@ -63,7 +63,7 @@ def _sizes(before: Size, after: Size) -> Table:
     table = _table("", "before", "after", "change")
     rows = [
         ("nodes", before.nodes, after.nodes),
-        ("FFN blocks in chains", before.ffn_blocks, after.ffn_blocks),
+        ("FFN blocks", before.ffn_blocks, after.ffn_blocks),
         ("depth (nodes on the longest path)", before.depth, after.depth),
         ("parameters", before.parameters, after.parameters),
     ]

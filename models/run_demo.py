@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fxfuse.api import quiet_exporter
+from fxfuse.export import quiet_exporter
 from fxfuse.sessions import session
 from models.checkpoint import load_demo
 from models.corpus import held_out, training

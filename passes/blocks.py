@@ -68,6 +68,9 @@ def _match_branch(view: View, out: Value, stream: Operand, branch: Operand) -> B
     norm = match_norm(view, match.source, reading.trail)
     if norm is None:
         return reading.miss(f"no norm stands before the FFN, which reads {view.node_name(match.source)}")
+    if isinstance(branch, Op):
+        # No value of the graph holds the branch as it is added, so there is none to measure.
+        return reading.miss(f"the residual add itself multiplies the FFN by {branch.inputs[1]:g} (alpha)")
     return _join(reading, stream, branch, norm)
 
 

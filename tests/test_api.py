@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 import fxfuse
 from fxfuse import Budget, Report
-from fxfuse.api import default_output
 from fxfuse.errors import FxfuseError, InputError, VerificationError
+from fxfuse.files import default_output
 from tests.exporters import exported
 from tests.small_onnx import Small, save
 from tests.test_fused_torch import Stack, made, stream, summed

@@ -344,6 +344,13 @@ def renamed(model: onnx.ModelProto) -> None:
         node.output[:] = [names.get(each, each) for each in node.output]
 
 
+def with_classes_ruled_out(model: onnx.ModelProto) -> None:
+    mask = np.where(np.arange(32) < 8, -np.inf, 0).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    model.graph.node[-1].output[0] = "scores"
+    model.graph.node.append(helper.make_node("Add", ["scores", "mask"], ["logits"], "rule_out"))
+
+
 ODD_MODELS: dict[str, tuple[Edit, dict[str, Any], list[int]]] = {
     "no names": (lambda m: None, {"paths": False}, [3]),
     "names that tell nothing": (renamed, {}, [3]),
@@ -355,6 +362,7 @@ ODD_MODELS: dict[str, tuple[Edit, dict[str, Any], list[int]]] = {
     "stream as output": (tapped("x1"), {}, [2]),
     "stream as output in the middle": (tapped("x2"), {"layers": 5}, [2, 3]),
     "gate as output": (tapped("model.layers.1.mlp/gate"), {}, [2]),
+    "logits of minus infinity": (with_classes_ruled_out, {}, [3]),
     "empty input": (with_input("none", TensorProto.FLOAT, [0, 4]), {}, [3]),
 }
 

@@ -32,6 +32,12 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are not wrapped, however long the temporary folder's path is."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save(tmp_path / "m.onnx")

@@ -467,20 +467,20 @@ def test_training_mode_with_dropout_is_refused(dynamo_graph: Capture) -> None:
 # Budgets
 
 
-def test_default_budget_splits_what_loses_too_much(dynamo_graph: Capture) -> None:
-    """The first three layers keep 8.8 dB and the first two 11.7, where 12 are wanted."""
+def test_default_budget_leaves_what_loses_too_much(dynamo_graph: Capture) -> None:
+    """Of the first three layers no two keep the 12 dB that are wanted; the last two do."""
     graph, example_inputs = dynamo_graph("llama")
     fused, report = fxfuse.fuse(graph, example_inputs)
     assert [group.blocks for group in report.groups] == [(layer("", 3), layer("", 4))]
     assert report.groups[0].sqnr_db >= 12
-    told, left = reasons(report), "left sequential: fusing"
-    assert told[layer("", 0)] == told[layer("", 1)]
-    assert f"{left} model.layers.0-1.mlp keeps 11.7 dB, under the budget of 12 dB" in told[layer("", 0)]
-    assert f"{left} model.layers.0-2.mlp keeps 8.8 dB, under the budget of 12 dB" in told[layer("", 2)]
+    told = reasons(report)
+    assert told.keys() == {layer("", index) for index in range(3)}
+    assert "left sequential: fusing model.layers.0-1.mlp keeps 11.7 dB" in told[layer("", 0)]
+    assert all("dB, under the budget of 12 dB" in reason for reason in told.values())
     assert_parallel(fused(*example_inputs)[0], "llama", groups=((3, 4),))
 
 
-def test_a_group_that_is_halved_may_keep_a_half(dynamo_graph: Capture) -> None:
+def test_a_group_over_budget_is_cut_shorter(dynamo_graph: Capture) -> None:
     graph, example_inputs = dynamo_graph("llama")
     fused, report = fxfuse.fuse(graph, example_inputs, min_sqnr=11)
     assert [len(group.blocks) for group in report.groups] == [2, 2]

@@ -48,7 +48,7 @@ def test_the_whole_table(report):
         "",
         "                                      before      after   change",
         "nodes                                  1,234      1,100  -10.9 %",
-        "FFN blocks in chains                       5          2  -60.0 %",
+        "FFN blocks                                 5          2  -60.0 %",
         "depth (nodes on the longest path)        400        300  -25.0 %",
         "parameters                         1,000,000    999,000   -0.1 %",
         "file size (bytes)                  4,000,000  3,990,000   -0.2 %",

@@ -95,8 +95,8 @@ def _flatten(program: ExportedProgram, example_inputs: Sequence[Any]) -> list[An
     flat, given = pytree.tree_flatten((args, {}))
     if spec is not None and given != spec and len(flat) != spec.num_leaves:
         raise InputError(
-            f"The program takes {spec.num_leaves} inputs but example_inputs holds {len(flat)}: give them in the "
-            "order of its arguments."
+            f"The program takes {spec.num_leaves} inputs but example_inputs holds {len(flat)}: give them in "
+            "the order of its arguments."
         )
     return flat
 

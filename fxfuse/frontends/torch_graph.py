@@ -131,7 +131,7 @@ class TorchGraph:
     ) -> torch.Tensor:
         known = self._known(module, clone=False) | dict(added or {})
         stream = root(view, block.x)
-        known |= dict.fromkeys((block.x, stream, strip(view, stream)), x)  # type: ignore[misc]
+        known |= {each: x for each in (block.x, stream, strip(view, stream)) if isinstance(each, fx.Node)}
         with _quiet_run():
             return compute(module, [wanted], known, writes)[wanted]  # type: ignore[no-any-return]
 

@@ -64,7 +64,6 @@ def ffn(m: Written, x: Tensor) -> Tensor:
         lambda m, x: torch.add(x, ffn(m, x), alpha=1),
         lambda m, x: torch.add(input=x, other=ffn(m, x)),
         lambda m, x: x + 0.5 * ffn(m, x),
-        lambda m, x: torch.add(x, ffn(m, x), alpha=0.5),
         lambda m, x: x + (ffn(m, x.to(torch.float32)) / 2.0).clone(),
         lambda m, x: x.contiguous() + F.dropout(ffn(m, x.view(x.shape)), 0.1, False),
     ],
@@ -110,6 +109,10 @@ def test_residual_adds(write: Write) -> None:
         (
             lambda m, x: x + m.mlp(m.norm(x.view(6, 1, HIDDEN))).view(2, 3, HIDDEN),
             "the norm reads the stream reshaped to [6, 1, 8], the residual add as [2, 3, 8]",
+        ),
+        (
+            lambda m, x: torch.add(x, ffn(m, x), alpha=0.5),
+            "the residual add itself multiplies the FFN by 0.5 (alpha)",
         ),
         (lambda m, x: x * 2.0 + ffn(m, x), "the norm reads x but the residual add reads mul"),
         (lambda m, x: x + ffn(m, x) * m.column, None),

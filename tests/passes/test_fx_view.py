@@ -1,4 +1,4 @@
-"""torch.fx graphs as views: native operators in canonical form, constants, readers, names, writes in place."""
+"""torch.fx graphs as views: native operators in canonical form, constants, readers, names, and writes."""
 
 from __future__ import annotations
 

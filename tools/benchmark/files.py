@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import fxfuse
-from fxfuse.api import quiet_exporter
+from fxfuse.export import quiet_exporter
 from tools.benchmark.cases import Settings, dtype_of
 from tools.benchmark.subjects import build, draw_input, run_parallel
 

@@ -1,0 +1,136 @@
+"""Export a module to ONNX, fused and verified, in one call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxfuse.budget import Budget
+from fxfuse.errors import InputError
+from fxfuse.external import data_files
+from fxfuse.files import stage
+from fxfuse.frontends.onnx_file import to_numpy
+from fxfuse.inputs import Sample
+from fxfuse.onnx_api import fuse_onnx
+from fxfuse.onnxio import load_model
+from fxfuse.pipeline import Progress
+from fxfuse.report import Report
+from fxfuse.sessions import Provider
+
+__all__ = ["export_onnx", "quiet_exporter"]
+
+AnyPath = str | os.PathLike[str]
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    out_path: AnyPath,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    provider: Provider = "auto",
+    force: bool = False,
+    progress: Progress = lambda _: None,
+    **budget: Any,
+) -> Report:
+    """Export a module to ONNX (torch.export, then torch.onnx), fuse it, verify it on `args` and write it.
+
+    The file is written also where nothing could be fused: the report's `groups` tell.
+
+    Args:
+        model: The module, in eval mode.
+        args: Example positional arguments; the loss is measured on them.
+        out_path: The ONNX file to write.
+        kwargs: Example keyword arguments.
+        dynamic_shapes: As in `torch.export.export`.
+        opset: ONNX opset version; the exporter's default when None.
+        provider: "auto", "cuda" or "cpu".
+        force: Overwrite `out_path`.
+        progress: Called with a short text at every step.
+        budget: The fields of `Budget`.
+
+    Raises:
+        InputError: An option, the model's mode or the output's place cannot be used.
+        VerificationError: The rewritten model does not compute what it should; nothing was written.
+    """
+    Budget.of(budget)
+    if model.training:
+        raise InputError("The model is in training mode: call model.eval() before export_onnx.")
+    out = Path(out_path)
+    with stage(out, force=force) as staging, tempfile.TemporaryDirectory(dir=staging.folder) as folder:
+        plain = Path(folder) / "model.onnx"
+        progress("exporting")
+        sample = _export(model, tuple(args), dict(kwargs or {}), dynamic_shapes, opset, plain)
+        report = fuse_onnx(
+            plain, staging.path(out.name), inputs=[sample], provider=provider, progress=progress, **budget
+        )
+        if report.output is None:
+            _copy_model(plain, staging.folder, out.name)
+    report.model, report.output = type(model).__name__, str(out)
+    return report
+
+
+def _export(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    opset: int | None,
+    path: Path,
+) -> Sample:
+    """Write the plain ONNX model; returns the example arguments as the model's inputs."""
+    with quiet_exporter(), torch.no_grad():
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        program = torch.onnx.export(
+            exported, args, kwargs=kwargs, opset_version=opset, dynamo=True, verbose=False
+        )
+    assert program is not None
+    program.save(str(path), external_data=_is_large(model))
+    names = [str(value.name) for value in program.model.graph.inputs]
+    values = [
+        each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)
+    ]
+    if len(values) != len(names):
+        raise InputError(
+            f"The exported model takes {len(names)} inputs ({', '.join(names)}) for {len(values)} tensors."
+        )
+    return dict(zip(names, (to_numpy(value) for value in values), strict=True))
+
+
+def _is_large(model: torch.nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 1 << 30
+
+
+def _copy_model(source: Path, folder: Path, name: str) -> None:
+    from fxfuse.onnxio import write_model
+
+    model, data = load_model(source)
+    external = data_files(model, data)
+    write_model(model, data, folder / name, folder / f"{name}.data" if external else None)
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter warns of things that its users cannot act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

@@ -1,0 +1,154 @@
+"""Fuse an ONNX file and write the result beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from fxfuse.budget import Budget
+from fxfuse.errors import InputError
+from fxfuse.external import data_files
+from fxfuse.files import default_output, stage
+from fxfuse.frontends.onnx_file import OnnxFile, depth, vocab_size
+from fxfuse.inputs import Sample, check_sample, draw_inputs, load_inputs, specs_of
+from fxfuse.onnxio import count_parameters, file_size, load_model
+from fxfuse.pipeline import Progress
+from fxfuse.pipeline import fuse as run_pipeline
+from fxfuse.report import Report, Size
+from fxfuse.sessions import Provider
+
+__all__ = ["fuse_onnx"]
+
+AnyPath = str | os.PathLike[str]
+
+
+def fuse_onnx(
+    model_path: AnyPath,
+    out_path: AnyPath | None = None,
+    *,
+    inputs: Sequence[AnyPath] | Sequence[Mapping[str, np.ndarray[Any, Any]]] | None = None,
+    provider: Provider = "auto",
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda _: None,
+    report: Report | None = None,
+    **budget: Any,
+) -> Report:
+    """Fuse the FFN chains of an ONNX file and write the result, verified in ONNX Runtime.
+
+    Args:
+        model_path: The model; external data are read from beside it.
+        out_path: Where to write; MODEL.fused.onnx beside the model by default.
+        inputs: Samples to measure on, as .npz files or as dicts of arrays; drawn from `seed` by default.
+        provider: "auto", "cuda" or "cpu".
+        force: Overwrite the output, or the input.
+        dry_run: Do everything but put the output in its place.
+        progress: Called with a short text at every step.
+        report: Filled instead of a new one, so that it can be read after an error.
+        budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
+
+    Returns:
+        The report; its `output` is None where nothing was fused. A dry run names what it would have written.
+
+    Raises:
+        InputError: The model, the inputs, an option or the output's place cannot be used.
+        VerificationError: The rewritten model does not compute what it should; nothing was written.
+    """
+    report = Report(model="") if report is None else report
+    report.model = os.fspath(model_path)
+    started = time.perf_counter()
+    try:
+        with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
+            return _fuse_onnx(
+                Path(model_path), out_path, inputs, provider, force, dry_run, progress, report, budget
+            )
+    except BaseException as error:
+        report.error = report.error or str(error) or type(error).__name__
+        report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
+        raise
+    finally:
+        report.seconds = round(time.perf_counter() - started, 3)
+
+
+def _fuse_onnx(
+    path: Path,
+    out_path: AnyPath | None,
+    inputs: Sequence[Any] | None,
+    provider: Provider,
+    force: bool,
+    dry_run: bool,
+    progress: Progress,
+    report: Report,
+    budget: Mapping[str, Any],
+) -> Report:
+    bounds = Budget.of(budget)
+    out = Path(out_path) if out_path is not None else default_output(path)
+    progress("reading the model")
+    model, folder = load_model(path)
+    samples = _samples(model, inputs, bounds.seed, report)
+    sources = [path, *data_files(model, folder)]
+    with _workspace(out, sources, force, dry_run) as workspace:
+        front = OnnxFile(model, folder, samples, workspace, out.name, provider)
+        report.notes += front.notes
+        fused = run_pipeline(front, bounds, report, progress)
+        report.before = _size(model, path, folder, report.ffn_blocks)
+        if fused is None:
+            raise _Nothing
+        report.after = _size(fused.model, fused.path, workspace, report.ffn_blocks_left)
+        report.output = str(out)
+    return report
+
+
+class _Nothing(Exception):
+    """Leaves the workspace without putting anything in place."""
+
+
+@contextlib.contextmanager
+def _workspace(out: Path, sources: Sequence[Path], force: bool, dry_run: bool) -> Iterator[Path]:
+    """Where the output grows: beside its place, or in a temporary folder for a dry run."""
+    try:
+        if dry_run:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder)
+        else:
+            needed = sum(each.stat().st_size for each in sources)
+            with stage(out, inputs=sources, force=force, needed=needed) as staging:
+                if len(sources) > 1:
+                    staging.path(f"{out.name}.data")  # refused now rather than after the work
+                yield staging.folder
+    except _Nothing:
+        return
+
+
+def _samples(model: onnx.ModelProto, inputs: Sequence[Any] | None, seed: int, report: Report) -> list[Sample]:
+    specs = specs_of(model)
+    if inputs is None:
+        report.inputs = "random"
+        try:
+            return draw_inputs(specs, seed, vocab_size(model))
+        except (MemoryError, ValueError) as error:
+            raise (
+                error
+                if isinstance(error, InputError)
+                else InputError(f"Inputs of the model's shapes cannot be drawn ({error}): give some.")
+            ) from None
+    report.inputs = "given"
+    if not inputs:
+        raise InputError("inputs is empty: give at least one sample, or None to have one drawn.")
+    if isinstance(inputs[0], Mapping):
+        return [check_sample(f"inputs[{index}]", each, specs) for index, each in enumerate(inputs)]
+    return load_inputs(inputs, specs)
+
+
+def _size(model: onnx.ModelProto, path: Path, folder: Path, ffn_blocks: int) -> Size:
+    size = file_size(model, path, folder)
+    return Size(len(model.graph.node), ffn_blocks, depth(model), count_parameters(model), size)
