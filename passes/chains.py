@@ -73,7 +73,7 @@ def _tap(view: View, before: Block, block: Block) -> str | None:
     while stack:
         value = stack.pop()
         if view.is_output(value):
-            return f"the residual stream after {before.name} is also a graph output ({view.node_name(value)})"
+            return f"the residual stream after {before.name} is also a graph output ({value})"
         for reader in view.readers(value):
             op = view.op(reader)
             if op is not None and op.kind in ("pass", "cast", "dropout") and reader not in allowed:

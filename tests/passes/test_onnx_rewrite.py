@@ -283,11 +283,11 @@ def inside_is_an_output(g: Graph) -> onnx.ModelProto:
     [
         (
             tapped_by_an_output,
-            r"^layers.1: the residual stream after layers.0 is also a graph output \(n13\)$",
+            r"^layers.1: the residual stream after layers.0 is also a graph output \(add_13\)$",
         ),
         (
             tapped_through_an_identity,
-            r"^layers.1: the residual stream after layers.0 is also a graph output \(n28\)$",
+            r"^layers.1: the residual stream after layers.0 is also a graph output \(identity_28\)$",
         ),
         (tapped_by_a_reader, r"^layers.1: the residual stream after layers.0 is also read by n28$"),
         (
