@@ -16,7 +16,7 @@ from dataclasses import replace
 from fxfuse.passes.blocks import match_block
 from fxfuse.passes.records import Block, Chain, Found, Miss, Value
 from fxfuse.passes.spellings.experts import match_experts
-from fxfuse.passes.view import View, root
+from fxfuse.passes.view import View, op_of, root
 
 __all__ = ["find_chains"]
 
@@ -34,6 +34,7 @@ def find_chains(view: View) -> Found:
     runs = _runs(view, _named(blocks), misses)
     chains = tuple(Chain(tuple(run)) for run in runs if len(run) > 1)
     singles = tuple(run[0] for run in runs if len(run) == 1)
+    misses += _breaks(view, runs, {miss.where for miss in misses})
     return Found(chains, singles, tuple(misses))
 
 
@@ -64,6 +65,23 @@ def _runs(view: View, blocks: Iterable[Block], misses: list[Miss]) -> list[list[
         run.append(block)
         ends[block.out] = run
     return runs
+
+
+def _breaks(view: View, runs: Sequence[list[Block]], told: set[str]) -> list[Miss]:
+    """Why a chain ends where it does, for those beside which another block stands further on."""
+    misses = []
+    for before, after in zip(runs, runs[1:], strict=False):
+        last, first = before[-1], after[0]
+        if len(before) + len(after) < 3 or first.name in told:
+            continue
+        stream = root(view, first.x)
+        op = op_of(view, stream)
+        if op is not None and op.kind == "add" and any(root(view, each) == last.out for each in op.inputs):
+            what = f"another branch, such as attention, is added ({view.node_name(stream)})"
+        else:
+            what = f"something else stands ({view.node_name(stream)})"
+        misses.append(Miss(first.name, f"between {last.name} and it on the residual stream {what}"))
+    return misses
 
 
 def _tap(view: View, before: Block, block: Block) -> str | None:

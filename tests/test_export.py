@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxfuse
-from fxfuse import pipeline
+from fxfuse import judge
 from fxfuse.errors import InputError, VerificationError
 from models.decoder import Decoder, DecoderConfig, LayerConfig
 from tests.closeness import ROUNDING, assert_parallel, relative_error
@@ -217,7 +217,7 @@ def test_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline._Judge, "verify", stop)
+    monkeypatch.setattr(judge.Judge, "verify", stop)
     with pytest.raises(KeyboardInterrupt):
         export(frozen(), (tokens(),), tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []

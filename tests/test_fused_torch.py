@@ -65,7 +65,8 @@ def assert_fused(report: Report, name: str) -> None:
         tuple(layer(name, index) for index in group) for group in GROUPS
     ]
     assert [group.intermediate_size for group in report.groups] == [3 * INTERMEDIATE, 2 * INTERMEDIATE]
-    assert report.misses == []
+    assert [miss.where for miss in report.misses] == [report.chains[1].blocks[0].name]
+    assert "another branch, such as attention, is added" in report.misses[0].reason
     assert report.error is None
 
 

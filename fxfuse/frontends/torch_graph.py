@@ -13,7 +13,7 @@ from torch import fx
 
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.passes.chains import find_chains
-from fxfuse.passes.fx.ops import ASSERTIONS, name_of
+from fxfuse.passes.fx.calls import ASSERTIONS, name_of
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView

@@ -18,7 +18,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from fxfuse.passes.elementwise import region
-from fxfuse.passes.fx.ops import ASSERTIONS, SHAPE_READERS, name_of
+from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, name_of
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import target_of
 from fxfuse.passes.records import Block

@@ -12,8 +12,9 @@ import torch
 from torch import fx
 
 from fxfuse.passes.elementwise import FUNCTIONS
+from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, Call, name_of
 from fxfuse.passes.fx.modules import canonical_module
-from fxfuse.passes.fx.ops import ASSERTIONS, HANDLERS, SHAPE_READERS, Call, name_of
+from fxfuse.passes.fx.ops import HANDLERS
 from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Value
 from fxfuse.passes.view import Op

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from fxfuse.passes.fx.ops import name_of
+from fxfuse.passes.fx.calls import name_of
 
 __all__ = ["Writes", "target_of"]
 

@@ -200,7 +200,10 @@ class OnnxView:
                 self._constants.add(output.name)
 
     def _keep_constant(self, node: gs.Node) -> bool:
-        attribute = self._protos[id(node)].attribute[0]
+        attributes = self._protos[id(node)].attribute
+        if len(attributes) != 1:
+            return False
+        attribute = attributes[0]
         name = node.outputs[0].name
         if attribute.name == "value":
             tensor = attribute.t

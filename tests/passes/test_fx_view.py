@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxfuse.passes.fx.ops import name_of
+from fxfuse.passes.fx.calls import name_of
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import Attribute, FxView, module_path
 from fxfuse.passes.fx.writes import Writes
