@@ -46,7 +46,9 @@ def names(report: Report) -> list[str]:
 
 
 def reasons(report: Report) -> dict[str, str]:
-    return {miss.where: miss.reason for miss in report.misses}
+    """Give the misses by place, without the attention that stands between the two chains."""
+    ends = "another branch, such as attention, is added"
+    return {miss.where: miss.reason for miss in report.misses if ends not in miss.reason}
 
 
 def layer(name: str, index: int) -> str:

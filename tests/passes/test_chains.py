@@ -103,6 +103,35 @@ def test_taps_end_a_chain(tracer: str, write: Callable[..., object], pattern: st
     assert re.search(pattern, reasons(found)), reasons(found)
 
 
+def branch_between(m: Net, x: Tensor) -> object:
+    y = m.b(m.a(x))
+    return m.c(y + m.mixing(y))
+
+
+def scaling_between(m: Net, x: Tensor) -> object:
+    return m.c(m.b(m.a(x)) * 2.0)
+
+
+@pytest.mark.parametrize("tracer", ["symbolic", "dynamo", "aten", "core"])
+@pytest.mark.parametrize(
+    ("write", "pattern"),
+    [
+        (
+            branch_between,
+            r"and it on the residual stream another branch, such as attention, is added \(\w+\)",
+        ),
+        (scaling_between, r"and it on the residual stream something else stands \(\w+\)"),
+    ],
+)
+def test_a_chain_ends_for_a_reason(tracer: str, write: Callable[..., object], pattern: str) -> None:
+    """[a, b], c, since something stands between b and c"""
+    found = find_chains(TRACERS[tracer](Net(write), example()))
+    assert lengths(found) == [2]
+    assert re.search(r"c\.mlp: between b\.mlp and it on the residual " + pattern, reasons(found)), reasons(
+        found
+    )
+
+
 def ends_are_read(m: Net, x: Tensor) -> object:
     """Both ends of a chain, and the first block's inside, are there after the rewrite as well."""
     h = m.a.norm(x)

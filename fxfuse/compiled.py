@@ -1,0 +1,115 @@
+"""A fused graph compiled by an inner backend, and kept true to its parameters at every call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import TracingContext
+
+from fxfuse.frontends.dynamo_graph import DynamoGraph
+from fxfuse.frontends.torch_graph import FusedGraph
+from fxfuse.passes.weights import sources
+from fxfuse.report import Report
+from fxfuse.stale import Watch
+
+__all__ = ["Compiled", "CompiledGraph"]
+
+log = logging.getLogger("fxfuse")
+
+Compiled = Callable[..., Any]
+
+
+class CompiledGraph:
+    """The compiled graph; every call first makes sure that the wide weights are those of the parameters."""
+
+    def __init__(
+        self,
+        front: DynamoGraph,
+        fused: FusedGraph,
+        compile_inner: Callable[..., Compiled],
+        example_inputs: list[Any],
+        report: Report,
+    ) -> None:
+        extra = list(fused.added.values())
+        _make_static(extra)
+        _carry_dynamo_facts(front.module, fused.module)
+        self._wide = tuple(extra)
+        self._watches = [
+            Watch(fused.view, blocks, wide, _positions(fused, sources(fused.view, blocks)))
+            for blocks, wide, _ in fused.groups
+        ]
+        self._fixed = _assumed_numbers(front, fused)
+        self._report = report
+        self._inner = compile_inner(fused.module, example_inputs + extra)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on the arguments of the graph that dynamo captured.
+
+        Raises:
+            RuntimeError: Something changed that the wide weights cannot follow.
+        """
+        if any(float(args[place]) != known for place, known in self._fixed):
+            raise RuntimeError(
+                "A number of a fused block (an eps) changed after compilation: call torch.compiler.reset() "
+                "and compile again."
+            )
+        for watch in self._watches:
+            if watch.is_stale(args):
+                watch.refresh(args)
+                self._tell_refreshed()
+        return self._inner(*args, *self._wide)
+
+    def _tell_refreshed(self) -> None:
+        note = (
+            "weights changed after compilation: the wide ones were rebuilt; the loss is that of the old ones"
+        )
+        if note not in self._report.notes:
+            self._report.notes.append(note)
+            log.warning("fxfuse: %s", note)
+
+
+def _positions(fused: FusedGraph, values: Sequence[object]) -> list[tuple[fx.Node, int]]:
+    """Where among the call's arguments the sources of a wide weight come in."""
+    places = {node: index for index, node in enumerate(fused.module.graph.find_nodes(op="placeholder"))}
+    return [(value, places[value]) for value in values if isinstance(value, fx.Node) and value in places]
+
+
+def _assumed_numbers(front: DynamoGraph, fused: FusedGraph) -> list[tuple[int, float]]:
+    """Numbers (an eps) that the fused graph reads no more, as the first block's stands for all."""
+    followed = {value for blocks, _, _ in fused.groups for value in sources(fused.view, blocks)}
+    own = {node.name: node for node in fused.module.graph.find_nodes(op="placeholder")}
+    found = []
+    for place, node in enumerate(front.module.graph.find_nodes(op="placeholder")):
+        tensor, copy = front.weights.get(node), own[node.name]
+        if (
+            tensor is not None
+            and tensor.dim() == 0
+            and node.users
+            and not copy.users
+            and copy not in followed
+        ):
+            found.append((place, float(tensor)))
+    return found
+
+
+def _make_static(tensors: Sequence[torch.Tensor]) -> None:
+    """Under dynamic=True, keep the inner backend from taking the sizes of wide weights for dynamic ones."""
+    context = TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        for tensor in tensors:
+            context.fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def _carry_dynamo_facts(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """What dynamo notes on a module and its placeholders for the inner backend, by name."""
+    for name in ("_param_name_to_source", "_source_to_user_stacks", "_backend_id"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+    own = {node.name: node for node in target.graph.find_nodes(op="placeholder")}
+    for node in source.graph.find_nodes(op="placeholder"):
+        if hasattr(node, "_dynamo_source"):
+            own[node.name]._dynamo_source = node._dynamo_source

@@ -1,0 +1,78 @@
+"""Graphs as dynamo captures them for a torch.compile backend: parameters are inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
+from fxfuse.passes.chains import find_chains
+from fxfuse.passes.weights import Wide, sources
+
+__all__ = ["DynamoGraph"]
+
+
+class DynamoGraph(TorchGraph):
+    """A front end over a dynamo graph: weights are the placeholders that dynamo lifted from modules."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        placeholders = module.graph.find_nodes(op="placeholder")
+        weights = {
+            node: value for node, value in zip(placeholders, inputs, strict=True) if _is_weight(node, value)
+        }
+        super().__init__(module, inputs, weights)
+
+    def objection(self) -> str | None:
+        """Why this graph is compiled as it is; None where it may be fused."""
+        if any(isinstance(value, FakeTensor) for value in self._inputs.values()):
+            return "the example inputs hold no data (fake tensors), so nothing can be measured on them"
+        if any(torch.is_autocast_enabled(tensor.device.type) for tensor in self.weights.values()):
+            return "autocast is on: convert the model, as in model.to(torch.bfloat16), instead"
+        trained = self._trained() if torch.is_grad_enabled() else None
+        if trained is not None:
+            return (
+                f"the weights of {trained} require gradients, which their wide copy would not pass on: call "
+                "model.requires_grad_(False), or run under torch.no_grad()"
+            )
+        return None
+
+    def _trained(self) -> str | None:
+        """The first block of a chain with a weight that requires a gradient; None if there is none."""
+        trained = {node for node, tensor in self.weights.items() if tensor.requires_grad}
+        chains = find_chains(self.view).chains if trained else ()
+        blocks = (block for chain in chains for block in chain.blocks)
+        names = (block.name for block in blocks if trained.intersection(sources(self.view, [block])))
+        return next(names, None)
+
+    def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
+        """Append placeholders, marked as weights for the inner backend."""
+        nodes = {}
+        last = fused.module.graph.find_nodes(op="placeholder")[-1]
+        for name, tensor in wide.tensors().items():
+            with fused.module.graph.inserting_after(last):
+                last = fused.module.graph.placeholder(f"fxfuse_{index}_{name}")
+            last.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+            last._dynamo_source = None
+            fused.added[last] = tensor.detach().requires_grad_(False)
+            nodes[name] = last
+        return nodes
+
+    def weights_of(self, fused: FusedGraph) -> dict[fx.Node, torch.Tensor]:
+        """The weights that the fused graph reads, as placeholders of its own."""
+        return {**fused.view.weights, **fused.added}
+
+
+def _is_weight(node: fx.Node, value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    static = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+    return isinstance(value, torch.nn.Parameter) or bool(static) or _is_module_number(node, value)
+
+
+def _is_module_number(node: fx.Node, value: torch.Tensor) -> bool:
+    """A float attribute of a module (an eps) that dynamo passes as a tensor under dynamic=True."""
+    return value.dim() == 0 and "_modules_" in str(node.target)
