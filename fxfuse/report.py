@@ -128,6 +128,4 @@ class Report:
         return render(self)
 
 
-_ALONE = (
-    "the block stands alone: no other FFN block stands directly before or after it on the residual stream"
-)
+_ALONE = "the block stands alone: attention or something else stands between it and every other FFN block"

@@ -133,11 +133,7 @@ def _create_on_best(create: Callable[[list[Any]], Session], providers: list[Any]
 
 @functools.cache
 def _tell_once(problem: str) -> None:
-    import torch
-
-    # A machine with no GPU has nothing to mend; one whose GPU lies idle has.
-    level = logging.WARNING if torch.cuda.is_available() else logging.INFO
-    log.log(level, "CUDA execution provider is not available (%s); running on CPU", problem)
+    log.warning("CUDA execution provider is not available (%s); running on CPU", problem)
 
 
 def _session_options(

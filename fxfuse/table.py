@@ -50,6 +50,8 @@ def _text(text: str, style: str = "") -> Text:
 
 def _headline(report: Report) -> str:
     lengths = " + ".join(str(chain.length) for chain in report.chains)
+    if report.error is not None:
+        return f"{report.model}: not fused: {report.error}"
     if not lengths:
         return f"{report.model}: no chain of FFN blocks found"
     found = f"{report.model}: found {'chains' if '+' in lengths else 'a chain'} of {lengths} FFN blocks"
@@ -99,8 +101,8 @@ def _end_to_end(report: Report) -> str:
 def _misses(misses: Sequence[Miss]) -> Table:
     """One row a reason; places that share it are named together."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("not fused", overflow="fold")
-    table.add_column("because", overflow="fold")
+    table.add_column("where", overflow="fold")
+    table.add_column("why not more", overflow="fold")
     places: dict[str, list[str]] = {}
     for miss in misses:
         places.setdefault(miss.reason, []).append(miss.where)
@@ -117,7 +119,8 @@ def _notes(report: Report) -> list[str]:
 def _ending(report: Report, dry_run: bool) -> str:
     took = f"{report.seconds:.1f} s"
     if report.output is None:
-        return took if report.groups else f"nothing was written ({took})"
+        is_file = report.before is not None and report.before.file_size is not None
+        return f"nothing was written ({took})" if is_file and not report.groups else took
     return (
         f"dry run: {report.output} was not written ({took})"
         if dry_run

@@ -41,6 +41,8 @@ def fuse(graph: Graph, example_inputs: Sequence[Any], **budget: Any) -> tuple[Gr
         VerificationError: The rewritten graph does not compute what it should.
     """
     bounds = Budget.of(budget)
+    if not isinstance(example_inputs, (list, tuple)):
+        raise InputError("example_inputs must be a tuple or list of the graph's positional arguments.")
     report = Report(model=type(graph).__name__)
     if isinstance(graph, ExportedProgram):
         front: TorchGraph = ExportedGraph(graph, example_inputs)

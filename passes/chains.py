@@ -86,7 +86,7 @@ def _breaks(view: View, runs: Sequence[list[Block]], told: set[str]) -> list[Mis
 
 def _tap(view: View, before: Block, block: Block) -> str | None:
     """Why the stream between two blocks, or the inside of the second, must stay as it is."""
-    allowed = block.interior | {block.out}
+    allowed = block.interior | {block.out, block.x}
     stack: list[Value] = [before.out]
     while stack:
         value = stack.pop()
@@ -98,7 +98,9 @@ def _tap(view: View, before: Block, block: Block) -> str | None:
                 stack.append(reader)
             elif reader not in allowed and not (op is not None and op.kind == "shape"):
                 return f"the residual stream after {before.name} is also read by {view.node_name(reader)}"
-    for value in block.interior:
+    for value in (*block.interior, block.x):
+        if value == before.out:
+            continue
         if view.is_output(value):
             return f"{view.node_name(value)} inside {block.name} is also a graph output"
         for reader in view.readers(value):

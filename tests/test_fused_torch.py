@@ -530,3 +530,60 @@ def test_max_kl_splits_the_worst_group_until_the_logits_are_near_enough(dynamo_g
     assert unfused is graph
     assert none.groups == []
     assert none.end_to_end == {}
+
+
+# What a user's own export leaves behind
+
+
+class TwiceCast(nn.Module):
+    """A hand-written norm that casts the stream twice, before a packed SwiGLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(16) + 0.5)
+        self.gate_up = nn.Parameter(torch.randn(48, 16) / 4)
+        self.down = nn.Parameter(torch.randn(16, 24) / 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
+        hidden = (x.float() * scale).to(x.dtype) * self.gain
+        gate, up = nn.functional.linear(hidden, self.gate_up).chunk(2, -1)
+        return nn.functional.linear(nn.functional.silu(gate) * up, self.down)
+
+
+class Tower(nn.Module):
+    """Blocks in a row, after something that runs without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ffns = nn.ModuleList(TwiceCast() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            shift = x.mean().sin()
+        x = x + shift
+        for ffn in self.ffns:
+            x = x + ffn(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", ["program", "module", "core"])
+def test_an_export_under_grad_mode(kind: str) -> None:
+    """A region without gradients becomes a submodule of the graph, which the fused program keeps."""
+    model, x = Tower().eval(), torch.randn(2, 5, 16)
+    program = torch.export.export(model, (x,))
+    graph = {"program": program, "core": program.run_decompositions(), "module": program.module()}[kind]
+    fused, report = fxfuse.fuse(graph, (x,), min_sqnr=None)
+    assert lengths(report) == [3]
+    run = fused.module() if isinstance(fused, ExportedProgram) else fused
+    start = x + x.mean().sin()
+    torch.testing.assert_close(run(x), start + sum(ffn(start) for ffn in model.ffns), atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    x = torch.randn(2, 5, 16)
+    program = torch.export.export(Tower().eval(), (x,))
+    with pytest.raises(fxfuse.InputError, match="does not run on the example inputs"):
+        fxfuse.fuse(program, (torch.randn(2, 5, 12),))
+    with pytest.raises(fxfuse.InputError, match="must be a tuple or list"):
+        fxfuse.fuse(program, x)

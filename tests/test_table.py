@@ -60,7 +60,7 @@ def test_the_whole_table(report):
         "end to end (logits, 64 tokens): KL 1.23e-03 nats/token, top-1 agreement 96.9 %, "
         "relative error 1.23e-02",
         "",
-        "not fused               because",
+        "where                   why not more",
         "model.layers.3,8-9.mlp  left out: --exclude '3' matches it",
         "",
         "note: figures are on random inputs: give real ones with --inputs to judge quality",

@@ -69,7 +69,7 @@ class ExportedGraph(TorchGraph):
         state |= {_target(node): tensor for node, tensor in fused.added.items()}
         signature = old.graph_signature
         return ExportedProgram(
-            root=torch.nn.Module(),
+            root=fused.module,
             graph=_with_values(fused),
             graph_signature=type(signature)(specs, list(signature.output_specs)),
             state_dict=state,

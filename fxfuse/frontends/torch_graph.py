@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxfuse.errors import InputError
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.fx.calls import ASSERTIONS, name_of
@@ -60,8 +61,14 @@ class TorchGraph:
         """See `FrontEnd.states`."""
         nodes = [value for value in values if isinstance(value, fx.Node)]
         results = _output_nodes(self.module)
-        with _quiet_run():
-            found = compute(self.module, {*nodes, *results}, self._known(self.module), self.view.writes)
+        try:
+            with _quiet_run():
+                found = compute(self.module, {*nodes, *results}, self._known(self.module), self.view.writes)
+        except (RuntimeError, TypeError, IndexError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"The graph does not run on the example inputs ({first}): check them."
+            ) from error
         self._outputs = [found[node] for node in results]
         return [{node: found[node] for node in nodes}]
 
