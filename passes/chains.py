@@ -88,33 +88,25 @@ def _tap(view: View, before: Block, block: Block) -> str | None:
     """Why the stream between two blocks, or the inside of the second, must stay as it is."""
     allowed = block.interior | {block.out, block.x}
     stack: list[Value] = [before.out]
+    stream: set[Value] = set()
     while stack:
         value = stack.pop()
+        stream.add(value)
         if view.is_output(value):
             return f"the residual stream after {before.name} is also a graph output ({value})"
         for reader in view.readers(value):
             op = view.op(reader)
-            if op is not None and op.kind in ("pass", "cast", "dropout") and reader not in allowed:
-                stack.append(reader)
+            if op is not None and op.kind in ("pass", "cast", "dropout"):
+                stack += [reader] if reader not in stream else []
             elif reader not in allowed and not (op is not None and op.kind == "shape"):
                 return f"the residual stream after {before.name} is also read by {view.node_name(reader)}"
-    for value in (*block.interior, block.x):
-        if value == before.out:
-            continue
+    for value in block.interior - stream:
         if view.is_output(value):
             return f"{view.node_name(value)} inside {block.name} is also a graph output"
         for reader in view.readers(value):
-            if reader in allowed or _reads_shape(view, value, reader, before.out):
-                continue
-            if not _goes_too(view, reader, allowed):
+            if reader not in allowed and not _goes_too(view, reader, allowed):
                 return f"{view.node_name(value)} inside {block.name} is also read by {view.node_name(reader)}"
     return None
-
-
-def _reads_shape(view: View, value: Value, reader: Value, stream: Value) -> bool:
-    """Whether `reader` wants the stream's shape alone, which a fused group still has."""
-    op = view.op(reader)
-    return op is not None and op.kind == "shape" and root(view, value) == root(view, stream)
 
 
 def _goes_too(view: View, reader: Value, allowed: frozenset[Value]) -> bool:
