@@ -21,7 +21,7 @@ from fxfuse.passes.elementwise import constant
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
-__all__ = ["Wide", "widen", "refill", "sources", "ones_like_gain"]
+__all__ = ["Wide", "widen", "refill", "sources"]
 
 _SLICE = 1 << 22  # elements folded at a time: bounds the float64 copy
 
@@ -101,11 +101,6 @@ def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
         else:
             stack.extend(op.inputs)
     return list(found)
-
-
-def ones_like_gain(hidden: int, dtype: torch.dtype) -> torch.Tensor:
-    """The gain of a norm whose own gain was folded: [hidden]."""
-    return torch.ones(hidden, dtype=dtype)
 
 
 def _needs_bias(block: Block, role: str) -> bool:

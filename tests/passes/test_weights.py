@@ -16,7 +16,7 @@ from fxfuse.passes import weights
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.fx.view import Attribute
 from fxfuse.passes.records import Step
-from fxfuse.passes.weights import Wide, ones_like_gain, refill, sources, widen
+from fxfuse.passes.weights import Wide, refill, sources, widen
 from tests.passes.graphs import ACTS, HIDDEN, TRACERS, Spec, Stack, branch, example, symbolic
 from tests.passes.graphs import find_chains as find
 
@@ -200,7 +200,3 @@ def test_divisors_and_orders_of_steps() -> None:
     v = view.stored(scale).double()
     torch.testing.assert_close(factor, 3.0 / v)
     torch.testing.assert_close(offset, 6.0 / v + 1.0)
-
-
-def test_ones_like_gain() -> None:
-    assert ones_like_gain(3, torch.float16).tolist() == [1.0, 1.0, 1.0]
