@@ -13,10 +13,11 @@ import onnx
 import torch
 
 from fxfuse.errors import InputError, VerificationError
+from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.inputs import Sample
-from fxfuse.onnxio import INLINE_LIMIT, infer_shapes, read_tensor, total_bytes, write_model
+from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
 from fxfuse.passes.onnx.extract import ModelIndex, extract
 from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
@@ -60,7 +61,6 @@ class OnnxFile:
         self.workspace = workspace
         self.name = name
         self.notes: list[str] = []
-        self._shaped = infer_shapes(model)
         self.view = self._view()
         self._runner = Runner(model, folder, provider)
         self._index = ModelIndex(model)
@@ -143,7 +143,7 @@ class OnnxFile:
         return names[index], logits, values
 
     def _view(self) -> OnnxView:
-        return OnnxView(self._shaped, lambda tensor: read_tensor(tensor, self.folder))
+        return read_graph(self.model, self.folder)
 
     def _write(self, model: onnx.ModelProto, groups: list[tuple[Block, str]]) -> FusedFile:
         external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in self.model.graph.initializer)
