@@ -13,5 +13,5 @@ __all__ = ["read_graph"]
 
 
 def read_graph(model: onnx.ModelProto, folder: Path) -> OnnxView:
-    """A view of `model`, whose external data lie in `folder`; shapes that its exporter left out are inferred."""
+    """A view of `model` with its external data in `folder`; shapes that are missing are inferred."""
     return OnnxView(infer_shapes(model), lambda tensor: read_tensor(tensor, folder))
