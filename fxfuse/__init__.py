@@ -2,7 +2,8 @@
 
     import fxfuse
     compiled = torch.compile(model, backend=fxfuse)          # or backend="fxfuse", or fxfuse.backend
-    report = fxfuse.fuse_onnx("model.onnx")                  # also: python tools/onnx_fuse.py model.onnx
+    print(fxfuse.inspect_model("model.onnx"))                # also: fxfuse inspect model.onnx
+    report = fxfuse.fuse_onnx("model.onnx")                  # also: fxfuse fuse model.onnx
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
     graph, report = fxfuse.fuse(exported_program, (input_ids,))
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
     from fxfuse.export import export_onnx
+    from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
@@ -39,6 +41,7 @@ __all__ = [
     "export_onnx",
     "fuse",
     "fuse_onnx",
+    "inspect_model",
     "nodes_off_cuda",
     "reports",
     "session",
@@ -51,6 +54,7 @@ _HOMES = {
     "fuse": "torch_api",
     "fuse_onnx": "onnx_api",
     "export_onnx": "export",
+    "inspect_model": "inspection.api",
     "Budget": "budget",
     "Report": "report",
     "session": "sessions",

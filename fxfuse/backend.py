@@ -18,6 +18,7 @@ from fxfuse.errors import FxfuseError
 from fxfuse.frontends.dynamo_graph import DynamoGraph
 from fxfuse.frontends.torch_graph import FusedGraph, size_of
 from fxfuse.inner import inner_backend
+from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse
 from fxfuse.report import Report
 
@@ -66,6 +67,7 @@ def backend(
     if reason is None:
         try:
             fused = fuse(front, budget, report)
+            report.misses += misses_inside(front.view)
         except FxfuseError as error:
             reason = str(error)
     if fused is None:

@@ -22,6 +22,7 @@ class Budget:
     max_group: the most blocks in one group; None for no bound.
     include, exclude: regular expressions, searched for in block names; None for all, and for none.
     seed: for inputs that are drawn.
+    requantize: let quantised weights be quantised again where gains have to be folded into them.
     """
 
     min_sqnr: float | None = 12.0
@@ -30,6 +31,7 @@ class Budget:
     include: str | None = None
     exclude: str | None = None
     seed: int = 0
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         """Check every value, so that a mistake is told before any work is done."""
@@ -47,6 +49,8 @@ class Budget:
             )
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed must be a whole number of at least 0, not {self.seed!r}.")
+        if not isinstance(self.requantize, bool):
+            raise InputError(f"requantize must be True or False, not {self.requantize!r}.")
         for name in ("include", "exclude"):
             _check_pattern(name, getattr(self, name))
 

@@ -17,10 +17,10 @@ from fxfuse.budget import Budget
 from fxfuse.errors import InputError
 from fxfuse.external import data_files
 from fxfuse.files import stage
-from fxfuse.frontends.onnx_file import to_numpy
 from fxfuse.inputs import Sample
 from fxfuse.onnx_api import fuse_onnx
 from fxfuse.onnxio import load_model
+from fxfuse.passes.onnx.view import to_numpy
 from fxfuse.pipeline import Progress
 from fxfuse.report import Report
 from fxfuse.sessions import Provider

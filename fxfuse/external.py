@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,20 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_e
 from fxfuse.errors import InputError
 
 __all__ = [
+    "cut",
     "data_files",
     "elements",
     "external_tensors",
     "load_data",
     "locate_data",
+    "map_array",
     "pieces",
     "size",
+    "span",
     "take_in",
 ]
 
+_RUN, _STRIDE = "fxfuse.run", "fxfuse.stride"
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
@@ -34,10 +41,7 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def data_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
     """The files in `folder` that hold the model's external data."""
-    return [
-        folder / name
-        for name in sorted({ExternalDataInfo(each).location for each in external_tensors(model)})
-    ]
+    return [folder / name for name in sorted({_info(each).location for each in external_tensors(model)})]
 
 
 def locate_data(model: onnx.ModelProto, path: Path) -> Path:
@@ -77,13 +81,40 @@ def size(tensor: onnx.TensorProto) -> int:
 
 def elements(tensor: onnx.TensorProto) -> int:
     """Numbers in a tensor."""
-    return int(np.prod(tensor.dims, dtype=np.int64))
+    return math.prod(tensor.dims)
+
+
+def cut(tensor: onnx.TensorProto, name: str, axis: int, start: int, stop: int) -> onnx.TensorProto:
+    """Part of an external tensor along one axis, as a reference to the same file that `pieces` can read."""
+    outer = int(np.prod(tensor.dims[:axis], dtype=np.int64))
+    inner = size(tensor) // (outer * tensor.dims[axis])
+    made = onnx.TensorProto(name=name, data_type=tensor.data_type, data_location=onnx.TensorProto.EXTERNAL)
+    made.dims.extend([*tensor.dims[:axis], stop - start, *tensor.dims[axis + 1 :]])
+    info = _info(tensor)
+    entries = {"location": info.location, "offset": (info.offset or 0) + start * inner}
+    if outer > 1:
+        entries |= {_RUN: (stop - start) * inner, _STRIDE: tensor.dims[axis] * inner}
+    for key, value in entries.items():
+        made.external_data.add(key=key, value=str(value))
+    return made
+
+
+def span(tensor: onnx.TensorProto) -> tuple[str, int] | None:
+    """The file of an external tensor and where it starts there; None where its bytes do not lie together."""
+    if any(entry.key in (_RUN, _STRIDE) for entry in tensor.external_data):
+        return None
+    info = _info(tensor)
+    return info.location, info.offset or 0
 
 
 def pieces(tensor: onnx.TensorProto, folder: Path) -> Iterator[bytes]:
     """The bytes of an external tensor, a few megabytes at a time."""
-    info = ExternalDataInfo(tensor)
+    info = _info(tensor)
     left = info.length or size(tensor)
+    steps = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key in (_RUN, _STRIDE)}
+    if steps:
+        yield from _runs(folder / info.location, info.offset or 0, left, steps[_RUN], steps[_STRIDE])
+        return
     with open(folder / info.location, "rb") as file:
         file.seek(info.offset or 0)
         while left > 0 and (piece := file.read(min(left, 1 << 24))):
@@ -91,11 +122,38 @@ def pieces(tensor: onnx.TensorProto, folder: Path) -> Iterator[bytes]:
             yield piece
 
 
+def _runs(path: Path, offset: int, left: int, run: int, stride: int) -> Iterator[bytes]:
+    """`run` bytes of every `stride`, as many at a time as make a few megabytes."""
+    table = np.memmap(path, np.uint8, "r", offset, ((left // run - 1) * stride + run,))
+    rows = np.lib.stride_tricks.as_strided(table, (left // run, run), (stride, 1), writeable=False)
+    step = max(1, (1 << 24) // run)
+    for first in range(0, len(rows), step):
+        yield rows[first : first + step].tobytes()
+
+
+def map_array(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any] | None:
+    """A read-only map of an external tensor's bytes; None where they are no plain array of its type."""
+    place, kind = span(tensor), onnx.TensorProto.DataType.Name(tensor.data_type)
+    if place is None or kind in _BITS or size(tensor) == 0 or sys.byteorder == "big":
+        return None
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    mapped = np.memmap(folder / place[0], dtype, "r", place[1], tuple(tensor.dims) or (1,))
+    array = mapped.reshape(tuple(tensor.dims))
+    return array if array.flags.aligned else np.array(array)
+
+
 def take_in(tensor: onnx.TensorProto, folder: Path) -> None:
     """Store the bytes of an external tensor in itself."""
     tensor.raw_data = b"".join(pieces(tensor, folder))
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def _info(tensor: onnx.TensorProto) -> Any:
+    """Where a tensor lies; onnx warns of keys that are not its own, such as those of `cut`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ExternalDataInfo(tensor)
 
 
 def load_data(model: onnx.ModelProto, folder: Path) -> None:
@@ -124,7 +182,7 @@ def _check(tensor: onnx.TensorProto, info: Any, path: Path) -> None:
     if os.path.isabs(name) or ".." in Path(name).parts:
         raise _outside(path, name)
     file = path.parent / name
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file raises for names that are too long
         raise InputError(f"{path} needs its weights in {file}, which is missing: put it beside the model.")
     if info.length and info.length != size(tensor):
         raise InputError(

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fxfuse.passes.naming import numbered, span
+
 __all__ = ["printable", "span", "spans"]
 
 _SHOWN = 4
-
-
-def span(names: Sequence[str]) -> str:
-    """A run of layers: one path where their names count up in one number, else first and last."""
-    if len(names) < 2:
-        return "".join(names)
-    first, last = names[0].split("."), names[-1].split(".")
-    places = [index for index, (one, other) in enumerate(zip(first, last, strict=False)) if one != other]
-    if (
-        len(first) == len(last)
-        and len(places) == 1
-        and first[places[0]].isdecimal()
-        and last[places[0]].isdecimal()
-    ):
-        place = places[0]
-        numbers = range(int(first[place]), int(last[place]) + 1)
-        if [_at(first, place, number) for number in numbers] == list(names):
-            return _at(first, place, f"{first[place]}-{last[place]}")
-    return f"{names[0]} to {names[-1]}" if len(names) > 2 else f"{names[0]} and {names[1]}"
 
 
 def spans(names: Sequence[str]) -> str:
@@ -38,10 +21,11 @@ def spans(names: Sequence[str]) -> str:
         if place is None:
             plain.append(name)
         else:
-            key = tuple(_at(parts, place, "").split(".")), place
+            key = tuple(numbered(parts, place, "").split(".")), place
             numbers.setdefault(key, set()).add(int(parts[place]))
     found = [
-        _at(parts, place, ",".join(_ranges(sorted(counts)))) for (parts, place), counts in numbers.items()
+        numbered(parts, place, ",".join(_ranges(sorted(counts))))
+        for (parts, place), counts in numbers.items()
     ]
     found += plain
     more = len(found) - _SHOWN
@@ -59,7 +43,3 @@ def _ranges(numbers: Sequence[int]) -> Iterator[str]:
         if index + 1 == len(numbers) or numbers[index + 1] != number + 1:
             yield str(number) if index == start else f"{numbers[start]}-{number}"
             start = index + 1
-
-
-def _at(parts: Sequence[str], place: int, value: object) -> str:
-    return ".".join([*parts[:place], str(value), *parts[place + 1 :]])

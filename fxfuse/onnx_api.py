@@ -15,11 +15,13 @@ import onnx
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from fxfuse.budget import Budget
+from fxfuse.clock import Clock
 from fxfuse.errors import InputError
 from fxfuse.external import data_files
 from fxfuse.files import default_output, stage
 from fxfuse.frontends.onnx_file import OnnxFile, depth, vocab_size
 from fxfuse.inputs import Sample, check_sample, draw_inputs, load_inputs, specs_of
+from fxfuse.inside import fuse_inside
 from fxfuse.onnxio import count_parameters, file_size, load_model
 from fxfuse.pipeline import Progress
 from fxfuse.pipeline import fuse as run_pipeline
@@ -65,17 +67,18 @@ def fuse_onnx(
     """
     report = Report(model="") if report is None else report
     report.model = os.fspath(model_path)
-    started = time.perf_counter()
+    started, clock = time.perf_counter(), Clock(report.phases, progress)
     try:
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, provider, force, dry_run, progress, report, budget
+                Path(model_path), out_path, inputs, provider, force, dry_run, clock, report, budget
             )
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__
         report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
         raise
     finally:
+        clock.stop()
         report.seconds = round(time.perf_counter() - started, 3)
 
 
@@ -97,14 +100,21 @@ def _fuse_onnx(
     samples = _samples(model, inputs, bounds.seed, report)
     sources = [path, *data_files(model, folder)]
     with _workspace(out, sources, force, dry_run) as workspace:
-        front = OnnxFile(model, folder, samples, workspace, out.name, provider)
+        own = workspace / "bodies" / out.name
+        inside = fuse_inside(model, folder, samples, own, provider, bounds, progress)
+        front = OnnxFile(
+            inside.model, inside.folder, samples, workspace, out.name, provider, reference=inside.reference
+        )
         report.notes += front.notes
         fused = run_pipeline(front, bounds, report, progress)
+        inside.tell(report)
         report.before = _size(model, path, folder, report.ffn_blocks)
-        if fused is None:
+        if fused is None and inside.path is None:
             raise _Nothing
+        fused = fused or inside.take(workspace)
         report.after = _size(fused.model, fused.path, workspace, report.ffn_blocks_left)
         report.output = str(out)
+        progress("putting the output in its place")
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
+from fxfuse.datafile import DataFile
 from fxfuse.errors import InputError
-from fxfuse.external import data_files, elements, external_tensors, locate_data, pieces, size, take_in
+from fxfuse.external import data_files, elements, external_tensors, locate_data, map_array, size, take_in
+from fxfuse.passes.onnx.copies import copy_fields
+from fxfuse.passes.onnx.standins import stand_in
+from fxfuse.wellformed import problem_of, sort_nodes
 
 __all__ = [
     "load_model",
@@ -21,13 +26,12 @@ __all__ = [
     "write_model",
     "total_bytes",
     "count_parameters",
-    "infer_shapes",
+    "inferred_shapes",
     "file_size",
 ]
 
 INLINE_LIMIT = 1 << 30
 """Bytes of weights up to which a model that kept them inside the file stays one file."""
-_ALIGNMENT = 4096
 _SMALL = 1024
 
 
@@ -52,13 +56,19 @@ def load_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     if missing := _missing(model):
         raise InputError(f"{path} is not an ONNX model, or not a whole one: it has no {missing}.")
+    if (problem := problem_of(model)) is not None:
+        raise InputError(f"{path} is damaged: {problem}.")
+    sort_nodes(model.graph)
     _check_stored(model, path)
     return model, locate_data(model, path)
 
 
 def read_tensor(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:
-    """The array of a stored tensor, from the file or from the data beside it."""
+    """The array of a stored tensor, from the file or, through a read-only map, from the data beside it."""
     if uses_external_data(tensor):
+        mapped = map_array(tensor, folder)
+        if mapped is not None:
+            return mapped
         held = onnx.TensorProto()
         held.CopyFrom(tensor)
         take_in(held, folder)
@@ -82,46 +92,56 @@ def file_size(model: onnx.ModelProto, path: Path, folder: Path) -> int:
     return sum(each.stat().st_size for each in (path, *data_files(model, folder)))
 
 
-def write_model(model: onnx.ModelProto, folder: Path, path: Path, data: Path | None) -> onnx.ModelProto:
+def write_model(
+    model: onnx.ModelProto, folder: Path, path: Path, data: Path | DataFile | None
+) -> onnx.ModelProto:
     """Write `model` (its external data lie in `folder`) to `path`, weights to `data` where that is given.
 
-    Without `data`, external weights are taken into the file. Returns the model as it was written.
+    Without `data`, external weights are taken into the file. What `data` holds already stays where it is
+    there. Returns the model as it was written.
     """
-    written = onnx.ModelProto()
-    written.CopyFrom(model)
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(open(data, "wb")) if data is not None else None
-        # ONNX Runtime reads no data file for the values in a Constant node, so only stored weights move out.
-        inside = written.graph.initializer if target is not None else ()
-        for tensor in [
-            *external_tensors(written),
-            *(each for each in inside if not uses_external_data(each)),
-        ]:
-            if target is not None and data is not None:
-                _move_out(tensor, folder, target, data.name)
-            else:
+        if isinstance(data, Path):
+            data = stack.enter_context(DataFile(data))
+        written = model
+        if data is not None:
+            written = _moved_out(model, folder, data)
+        elif any(external_tensors(model)):
+            written = onnx.ModelProto()
+            written.CopyFrom(model)
+            for tensor in external_tensors(written):
                 take_in(tensor, folder)
     with open(path, "wb") as file:
         file.write(written.SerializeToString())
     return written
 
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the shapes that an exporter left out; weights are not looked at, so any size is quick.
+@contextlib.contextmanager
+def inferred_shapes(model: onnx.ModelProto) -> Iterator[None]:
+    """Inside, `model` holds the shapes that an exporter left out, as far as they can be inferred.
 
-    The model itself is returned where nothing is missing or inference fails.
+    Weights are neither looked at nor copied, so any size is quick.
     """
-    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
-    if all(output in known or not output for node in model.graph.node for output in node.output):
-        return model
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
+    present = len(model.graph.value_info)
+    model.graph.value_info.extend(_missing_shapes(model))
+    try:
+        yield
+    finally:
+        del model.graph.value_info[present:]
+
+
+def _missing_shapes(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    graph = model.graph
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    missing = {name for node in graph.node for name in node.output if name and name not in known}
+    if not missing:
+        return []
+    light = onnx.ModelProto()
+    copy_fields(model, light, without=("graph",))
+    copy_fields(graph, light.graph, without=("node", "initializer"))
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        light.graph.node.extend(stand_in(node, stored))
     for tensor in model.graph.initializer:
         if size(tensor) <= _SMALL and not uses_external_data(tensor):
             light.graph.initializer.append(tensor)
@@ -131,11 +151,8 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
             )
     with contextlib.suppress(Exception):
         inferred = onnx.shape_inference.infer_shapes(light)
-        full = onnx.ModelProto()
-        full.CopyFrom(model)
-        full.graph.value_info.extend(v for v in inferred.graph.value_info if v.name not in known)
-        return full
-    return model
+        return [value for value in inferred.graph.value_info if value.name in missing]
+    return []
 
 
 def _check_stored(model: onnx.ModelProto, path: Path) -> None:
@@ -145,9 +162,26 @@ def _check_stored(model: onnx.ModelProto, path: Path) -> None:
             raise InputError(
                 f"{path} is damaged: tensor {tensor.name} has no known type ({tensor.data_type})."
             )
-        held = len(tensor.raw_data) if tensor.HasField("raw_data") else size(tensor)
-        if held != size(tensor):
-            raise InputError(f"{path} is damaged: tensor {tensor.name} holds {held} bytes of {size(tensor)}.")
+        if any(dim < 0 for dim in tensor.dims):
+            raise InputError(
+                f"{path} is damaged: tensor {tensor.name} has a negative size ({list(tensor.dims)})."
+            )
+        held, needed, unit = _held(tensor)
+        if held != needed:
+            raise InputError(f"{path} is damaged: tensor {tensor.name} holds {held} {unit} of {needed}.")
+
+
+def _held(tensor: onnx.TensorProto) -> tuple[int, int, str]:
+    """What a tensor holds in itself, what its shape needs, and in which unit."""
+    if uses_external_data(tensor):
+        return 0, 0, "bytes"
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data), size(tensor), "bytes"
+    name = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    complex_ = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+    packed = size(tensor) < elements(tensor)
+    needed = size(tensor) if packed else elements(tensor) * (2 if complex_ else 1)
+    return len(getattr(tensor, name)), needed, "numbers"
 
 
 def _missing(model: onnx.ModelProto) -> str:
@@ -155,24 +189,28 @@ def _missing(model: onnx.ModelProto) -> str:
     return next((name for name, part in parts.items() if not part), "")
 
 
-def _move_out(tensor: onnx.TensorProto, folder: Path, target: Any, name: str) -> None:
-    """Append the bytes of one tensor to the data file and point to them there."""
-    external = uses_external_data(tensor)
-    if not external and (not tensor.HasField("raw_data") or len(tensor.raw_data) < _SMALL):
-        return
-    target.write(b"\0" * (-target.tell() % _ALIGNMENT))
-    offset = target.tell()
-    if external:
-        for piece in pieces(tensor, folder):
-            target.write(piece)
-    else:
-        target.write(tensor.raw_data)
-        tensor.ClearField("raw_data")
-    length = target.tell() - offset
-    del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", name), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+def _moved_out(model: onnx.ModelProto, folder: Path, data: DataFile) -> onnx.ModelProto:
+    """A copy whose weights lie in `data`; no weight is held twice on the way there."""
+    written = onnx.ModelProto()
+    copy_fields(model, written, without=("graph",))
+    copy_fields(model.graph, written.graph, without=("initializer",))
+    for tensor in external_tensors(written):
+        data.add(tensor, folder, tensor)
+    for tensor in model.graph.initializer:
+        # ONNX Runtime reads no data file for the values in a Constant node, so only stored weights move out.
+        stored = written.graph.initializer.add()
+        if data.holds(tensor):
+            stored.CopyFrom(data.settled(tensor))
+        elif not uses_external_data(tensor) and not _is_worth_moving(tensor):
+            stored.CopyFrom(tensor)
+        else:
+            copy_fields(tensor, stored, without=("raw_data",))
+            data.add(tensor, folder, stored)
+    return written
+
+
+def _is_worth_moving(tensor: onnx.TensorProto) -> bool:
+    return tensor.HasField("raw_data") and size(tensor) >= _SMALL
 
 
 def _first_line(error: Exception) -> str:

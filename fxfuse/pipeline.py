@@ -6,7 +6,7 @@ Every front end brings a graph and a runtime to run it on; what is judged, and h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from fxfuse.budget import Budget
@@ -14,8 +14,8 @@ from fxfuse.errors import FxfuseError
 from fxfuse.frontends.protocol import FrontEnd, Fused
 from fxfuse.judge import Judge
 from fxfuse.passes.chains import find_chains
-from fxfuse.plan import choose_groups, split_worst
-from fxfuse.report import Report
+from fxfuse.plan import choose_groups, split_group, split_worst
+from fxfuse.report import GroupReport, Report
 from fxfuse.versions import versions
 
 __all__ = ["Progress", "fuse"]
@@ -46,7 +46,7 @@ def fuse(
 
 def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress) -> Fused | None:
     progress("finding chains")
-    found = find_chains(front.view)
+    found = find_chains(front.view, requantize=budget.requantize)
     report.add_found(found)
     if not found.chains:
         return None
@@ -60,6 +60,12 @@ def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Prog
         fused = front.apply([group.blocks for group in groups])
         progress("verifying")
         report.groups = [judge.verify(fused, index, group) for index, group in enumerate(groups)]
+        poor = _over_budget(report.groups, budget)
+        if poor is not None:
+            kept = f"keeps {report.groups[poor].sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
+            reason = f"quantised again its group {kept}"
+            report.misses += split_group(groups, poor, budget, judge.loss, reason)
+            continue
         total = judge.compare(fused, budget)
         report.end_to_end = asdict(total) if total else {}
         if budget.max_kl is None or total is None or (total.kl or 0.0) <= budget.max_kl:
@@ -68,3 +74,10 @@ def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Prog
         report.misses += split_worst(groups, budget, judge.loss, reason)
     report.groups, report.end_to_end = [], {}
     return None
+
+
+def _over_budget(groups: Sequence[GroupReport], budget: Budget) -> int | None:
+    """The worst group, where quantising it again lost more than is allowed."""
+    place = min(range(len(groups)), key=lambda index: groups[index].sqnr_db)
+    lost = budget.min_sqnr is not None and groups[place].sqnr_db < budget.min_sqnr
+    return place if lost and groups[place].requantisation_error is not None else None

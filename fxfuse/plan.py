@@ -13,7 +13,7 @@ from fxfuse.naming import span
 from fxfuse.numerics import GroupError
 from fxfuse.passes.records import Block, Chain, Miss
 
-__all__ = ["Group", "choose_groups", "split_worst"]
+__all__ = ["Group", "choose_groups", "split_group", "split_worst"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ def choose_groups(
 
 def split_worst(groups: list[Group], budget: Budget, measure: Measure, reason: str) -> list[Miss]:
     """Halve the group that loses most, in place; returns the misses that this makes."""
-    worst = min(groups, key=lambda group: group.error.sqnr_db)
-    place = groups.index(worst)
+    place = min(range(len(groups)), key=lambda index: groups[index].error.sqnr_db)
+    return split_group(groups, place, budget, measure, reason)
+
+
+def split_group(groups: list[Group], place: int, budget: Budget, measure: Measure, reason: str) -> list[Miss]:
+    """Halve one group, in place; returns the misses that this makes."""
+    worst = groups[place]
     halves: list[Group] = []
     misses: list[Miss] = []
     middle = -(-len(worst.blocks) // 2)

@@ -40,7 +40,12 @@ class ChainReport:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """A group that was fused: names of its blocks, the width of its FFN and what fusing it costs."""
+    """A group that was fused: names of its blocks, the width of its FFN and what fusing it costs.
+
+    quantised: what was done with quantised weights, None where there are none. requantisation_error:
+    |W' - W| / |W| of those that were quantised again; the loss is then of what was written, the rewrite error
+    that against W'.
+    """
 
     blocks: tuple[str, ...]
     intermediate_size: int
@@ -49,6 +54,8 @@ class GroupReport:
     cosine: float
     relative_error: float
     rounding_error: float
+    quantised: str | None = None
+    requantisation_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Size:
 class Report:
     """All that one fusion found and measured. `str(report)` is the table, `to_json()` the file.
 
-    ffn_blocks counts the original model's, those that stand alone included.
+    ffn_blocks counts the original model's, those that stand alone included; seconds are of the whole, phases
+    of each step.
     """
 
     model: str
@@ -81,6 +89,7 @@ class Report:
     after: Size | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
@@ -99,7 +108,7 @@ class Report:
         self.chains = [ChainReport(len(c.blocks), tuple(map(BlockReport.of, c.blocks))) for c in found.chains]
         self.ffn_blocks = sum(chain.length for chain in self.chains) + len(found.singles)
         self.misses = list(found.misses)
-        self.misses += [Miss(block.name, _ALONE) for block in found.singles]
+        self.misses += [Miss(block.name, _ALONE) for block in found.singles if block.made_of is None]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

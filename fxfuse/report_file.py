@@ -14,7 +14,7 @@ from fxfuse.errors import FxfuseError, InputError
 if TYPE_CHECKING:
     from fxfuse.report import Report
 
-__all__ = ["check_report_place", "write_report"]
+__all__ = ["check_report_place", "write_report", "write_text"]
 
 
 def check_report_place(path: Path, taken: Iterable[Path]) -> None:
@@ -42,7 +42,7 @@ def check_report_place(path: Path, taken: Iterable[Path]) -> None:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write it beside its place and rename it; into a pipe or a device directly.
+    """Write a report as JSON.
 
     Raises:
         FxfuseError: The disk is full, or the place is not to be written any more.
@@ -50,16 +50,24 @@ def write_report(path: Path, report: Report) -> None:
     from fxfuse.versions import versions
 
     report.versions = report.versions or versions()
+    told = "" if report.output is None else f"; the model {report.output} was written"
+    write_text(path, report.to_json(), told)
+
+
+def write_text(path: Path, text: str, told: str = "") -> None:
+    """Write `text` beside its place and rename it; into a pipe or a device directly.
+
+    Raises:
+        FxfuseError: The disk is full, or the place is not to be written any more; `told` ends the sentence.
+    """
     real = Path(os.path.realpath(path))
     special = _is_special(real)
     partial = real if special else _partial(real)
     try:
-        text = report.to_json()
         partial.write_text(text, encoding="utf-8")
         if not special:
             os.replace(partial, real)
     except OSError as error:
-        told = "" if report.output is None else f"; the model {report.output} was written"
         raise FxfuseError(f"The report {path} cannot be written ({error.strerror}){told}.") from None
     finally:
         if not special:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
 from fxfuse.report import Report
 from fxfuse.table import draw, render
 
-__all__ = ["show_report", "show_steps"]
+__all__ = ["show_lines", "show_report", "show_steps", "write_out"]
 
 _PIPED_WIDTH = 110
+_BRACKETS = "┌│└"
 
 
 def show_report(report: Report, dry_run: bool = False) -> None:
@@ -27,11 +29,40 @@ def show_report(report: Report, dry_run: bool = False) -> None:
         console.print(draw(report, dry_run))
         return
     width = console.width if "COLUMNS" in os.environ else _PIPED_WIDTH
+    write_out(f"{render(report, width, dry_run)}\n")
+
+
+def show_lines(write: Callable[[int | None, str], Iterable[tuple[str, str]]]) -> None:
+    """Print the styled lines of `write(width, brackets)`; into a pipe plain ones of any width."""
+    if sys.stdout is None:
+        return
+    console = Console(highlight=False)
+    brackets = _BRACKETS if _can_show(_BRACKETS) else "/|\\"
+    if not console.is_terminal:
+        width = console.width if "COLUMNS" in os.environ else None
+        write_out("".join(f"{text}\n" for text, _ in write(width, brackets)))
+        return
+    for text, style in write(console.width, brackets):
+        console.print(Text(text, style=style), soft_wrap=True)
+
+
+def write_out(text: str) -> None:
+    """Write to stdout; a reader that leaves early is no error."""
+    if sys.stdout is None:
+        return
     try:
-        sys.stdout.write(f"{render(report, width, dry_run)}\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; what Python flushes at its end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

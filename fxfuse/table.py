@@ -113,7 +113,18 @@ def _misses(misses: Sequence[Miss]) -> Table:
 
 def _notes(report: Report) -> list[str]:
     drawn = ["figures are on random inputs: give real ones with --inputs to judge quality"]
-    return (drawn if report.inputs == "random" and report.chains else []) + report.notes
+    return (drawn if report.inputs == "random" and report.chains else []) + report.notes + _quantised(report)
+
+
+def _quantised(report: Report) -> list[str]:
+    """What was done with quantised weights, group by group."""
+    lines = []
+    for group in report.groups:
+        if group.quantised is not None:
+            error = group.requantisation_error
+            again = f" (relative error of these weights {error:.1e})" if error is not None else ""
+            lines.append(f"{span(group.blocks)}: {group.quantised}{again}")
+    return lines
 
 
 def _ending(report: Report, dry_run: bool) -> str:

@@ -15,6 +15,7 @@ from fxfuse.budget import Budget
 from fxfuse.errors import InputError
 from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.torch_graph import TorchGraph, size_of
+from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.report import Report
 
@@ -54,6 +55,7 @@ def fuse(graph: Graph, example_inputs: Sequence[Any], **budget: Any) -> tuple[Gr
             f"fuse takes a torch.fx GraphModule or an ExportedProgram, not {type(graph).__name__}."
         )
     fused = run_pipeline(front, bounds, report)
+    report.misses += misses_inside(front.view)
     report.before = size_of(front.module, front.weights, report.ffn_blocks)
     if fused is None:
         log.info("%s", report.summary())
@@ -68,10 +70,13 @@ def _with_shapes(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
     """symbolic_trace leaves no shapes behind; propagate them once from the example inputs."""
     if any("val" in node.meta or "example_value" in node.meta for node in graph.graph.nodes):
         return
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+    # A weight that the graph reads by get_attr is no fake tensor.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with contextlib.suppress(Exception), torch.no_grad():
-        FakeTensorProp(graph).propagate(*example_inputs)
+        FakeTensorProp(graph, mode).propagate(*example_inputs)
 
 
 def _weight_inputs(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[fx.Node, torch.Tensor]:

@@ -8,9 +8,12 @@ How each part may be written is the matter of `fxfuse.passes.spellings`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from fxfuse.passes.block_names import name_of_block
+from fxfuse.passes.elementwise import constant
+from fxfuse.passes.near_norms import near_norm
+from fxfuse.passes.quantised.objections import objection as quantised_objection
 from fxfuse.passes.records import FFN, Block, Linear, Miss, Norm, Value
 from fxfuse.passes.spellings.ffns import FFNMatch, NearlyFFN, match_ffn
 from fxfuse.passes.spellings.norms import match_norm
@@ -24,8 +27,12 @@ Shape = tuple[int | None, ...]
 def match_block(view: View, out: Value) -> Block | Miss | None:
     """The block whose residual add computes `out`; a `Miss` where it is almost one; None where it is none."""
     op = view.op(out)
-    if op is None or op.kind != "add" or any(is_constant(view, each) for each in op.inputs):
+    if op is None or len(op.inputs) != 2 or any(is_constant(view, each) for each in op.inputs):
         return None
+    if op.kind == "sub":
+        return _subtracted(view, out, op)
+    if op.kind != "add":
+        return _spoiled(view, out, op) if op.kind.startswith("add ") else None
     misses = []
     for stream, branch in (op.inputs, op.inputs[::-1]):
         found = _match_branch(view, out, stream, branch)
@@ -34,6 +41,25 @@ def match_block(view: View, out: Value) -> Block | Miss | None:
         if found is not None:
             misses.append(found)
     return misses[0] if misses else None
+
+
+def _subtracted(view: View, out: Value, op: Op) -> Miss | None:
+    """A sum that takes the FFN off the stream."""
+    found = _match_branch(view, out, *op.inputs)
+    if not isinstance(found, Block):
+        return None
+    return Miss(
+        found.name, f"the FFN is subtracted from the residual stream ({view.node_name(out)}), not added"
+    )
+
+
+def _spoiled(view: View, out: Value, op: Op) -> Miss | None:
+    """A residual add that an in-place write makes another: "add beside an in-place write"."""
+    for stream, branch in (op.inputs, op.inputs[::-1]):
+        found = _match_branch(view, out, stream, branch)
+        if isinstance(found, Block):
+            return Miss(found.name, f"its residual add is an {op.kind} ({view.node_name(out)})")
+    return None
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class _Reading:
 
     @property
     def name(self) -> str:
-        return _name(self.view, self.ffn, self.out)
+        return name_of_block(self.view, self.ffn, self.out)
 
     def miss(self, reason: str) -> Miss:
         return Miss(self.name, reason)
@@ -63,14 +89,16 @@ def _match_branch(view: View, out: Value, stream: Operand, branch: Operand) -> B
     if isinstance(match, NearlyFFN):
         return Miss(_place(view, out, branch), match.reason) if _reads(view, match, stream) else None
     reading = _Reading(view, out, match, set(hidden) | set(match.trail))
+    if match.rounded is not None:
+        return reading.miss(_calibrated(view, match.rounded))
     if strip(view, match.source) == strip(view, stream):
         return reading.miss("the FFN reads the residual stream without a norm before it (post-norm form)")
     norm = match_norm(view, match.source, reading.trail)
     if norm is None:
+        nearly = near_norm(view, match.source)
+        if nearly is not None:
+            return reading.miss(f"what stands before the FFN is no norm that is known: {nearly}")
         return reading.miss(f"no norm stands before the FFN, which reads {view.node_name(match.source)}")
-    if isinstance(branch, Op):
-        # No value of the graph holds the branch as it is added, so there is none to measure.
-        return reading.miss(f"the residual add itself multiplies the FFN by {branch.inputs[1]:g} (alpha)")
     return _join(reading, stream, branch, norm)
 
 
@@ -92,9 +120,11 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
             f"the norm reads {view.node_name(source)} but the residual add reads {view.node_name(base)}: "
             "attention and FFN stand in parallel, or something lies between"
         )
-    if not _fit(view.shape(norm.output), view.shape(reading.out)):
+    read = [view.shape(each) for each in (norm.output, stream)]
+    reshaped = next((each for each in read if not _fit(each, view.shape(reading.out))), None)
+    if reshaped is not None:
         return reading.miss(
-            f"the norm reads the stream reshaped to {_spelled(view.shape(norm.output))}, "
+            f"the norm reads the stream reshaped to {_spelled(reshaped)}, "
             f"the residual add as {_spelled(view.shape(reading.out))}"
         )
     if match.objection is not None:
@@ -102,6 +132,9 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
     shared = _shared_weight(view, match.ffn, reading.trail)
     if shared is not None:
         return reading.miss(shared)
+    stored = quantised_objection(view, match.ffn)
+    if stored is not None:
+        return reading.miss(stored)
     sizes = _sizes(view, match.ffn)
     if sizes is None:
         return reading.miss("the shapes of its weights are not known or do not fit together")
@@ -126,6 +159,17 @@ def _spelled(shape: Shape | None) -> str:
     return "?" if shape is None else str(["?" if size is None else size for size in shape]).replace("'", "")
 
 
+def _calibrated(view: View, value: Value) -> str:
+    """Why an FFN whose activations are quantised by stored scales cannot share a wide one."""
+    op = view.op(value)
+    scale = op.attrs["scale"] if op is not None else None
+    figure = f", scale {float(constant(view, scale).reshape(-1)[0]):.3g}" if is_constant(view, scale) else ""
+    return (
+        f"its activations are quantised by calibrated scales of its own ({view.node_name(value)}{figure}), "
+        "and blocks that read one input need one: fuse the float model, then quantise it"
+    )
+
+
 def _after_norm(view: View, out: Value, branch: Operand) -> Miss | None:
     """Sandwich forms: x + norm(FFN(norm(x)))."""
     norm = match_norm(view, branch, set()) if not isinstance(branch, Op) else None
@@ -147,29 +191,30 @@ def _shared_weight(view: View, ffn: FFN, trail: set[Value]) -> str | None:
         values = _chain_of_constants(view, linear.weight)
         stored = next((each for each in values if view.op(each) is None), linear.weight)
         for reader in (reader for value in values for reader in view.readers(value)):
-            if reader not in trail and not view.is_constant(reader):
+            op = view.op(reader)
+            if reader not in trail and not view.is_constant(reader) and not (op and op.kind == "shape"):
                 return f"its weight {view.node_name(stored)} is also read by {view.node_name(reader)}"
     return None
 
 
 def _chain_of_constants(view: View, weight: Value) -> list[Value]:
-    found: list[Value] = []
+    found: dict[Value, None] = {}
+    beside: dict[Value, None] = {}
     stack: list[Operand] = [weight]
     while stack:
         value = stack.pop()
-        if value is None or isinstance(value, (int, float)):
+        if value is None or isinstance(value, (int, float)) or value in found:
             continue
         if isinstance(value, Op):
             stack.extend(value.inputs)
             continue
-        found.append(value)
+        found[value] = None
         op = view.op(value)
-        stack.extend(op.inputs if op else ())
+        # Scales and zero points are copied, so others may read them too.
+        stack.extend(op.inputs[:1] if op and op.kind.startswith("dequantize") else op.inputs if op else ())
         if op is None:
-            for reader in view.readers(value):
-                if view.is_constant(reader) and reader not in found:
-                    found.append(reader)
-    return found
+            beside |= dict.fromkeys(each for each in view.readers(value) if view.is_constant(each))
+    return list(found | beside)
 
 
 def _sizes(view: View, ffn: FFN) -> tuple[int, int] | None:
@@ -191,13 +236,6 @@ def _shape(view: View, linear: Linear) -> tuple[int, int] | None:
     if linear.rows is not None:
         rows = linear.rows[1] - linear.rows[0]
     return rows, columns  # type: ignore[return-value]
-
-
-def _name(view: View, match: FFNMatch, out: Value) -> str:
-    """The layer path that both ends of the FFN share, as a user would write it: "model.layers.3.mlp"."""
-    scopes = [view.scope(each).split(".") for each in match.products]
-    shared = os.path.commonprefix(scopes)
-    return ".".join(shared) or view.node_name(out)
 
 
 def _place(view: View, out: Value, branch: Operand) -> str:

@@ -6,16 +6,17 @@ entry here serves every way of writing it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
+from fxfuse.passes.quantised import formulas
 from fxfuse.passes.records import Value
 from fxfuse.passes.view import Op, Operand, View, op_of
 
-__all__ = ["FUNCTIONS", "Region", "region", "evaluate", "constant"]
+__all__ = ["FUNCTIONS", "SELU", "Region", "region", "evaluate", "constant"]
 
 
 def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
@@ -26,94 +27,111 @@ def _quick_gelu(x: torch.Tensor, *, alpha: float = 1.702) -> torch.Tensor:
     return x * torch.sigmoid(alpha * x)
 
 
+def _elu(
+    x: torch.Tensor, *, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
+) -> torch.Tensor:
+    return torch.where(x > 0, scale * x, scale * alpha * torch.expm1(input_scale * x))
+
+
+SELU = {"alpha": 1.6732632423543772, "scale": 1.0507009873554805}  # selu is an elu with these
+
 # Canonical name -> the function of tensors. Attributes of the operator arrive as keywords.
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "pow": torch.pow,
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
-    "greater": torch.gt,
-    "less": torch.lt,
-    "where": torch.where,
-    "neg": torch.neg,
-    "abs": torch.abs,
-    "exp": torch.exp,
-    "expm1": torch.expm1,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt,
-    "reciprocal": torch.reciprocal,
-    "square": torch.square,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "erf": torch.erf,
-    "relu": torch.relu,
-    "silu": F.silu,
-    "mish": F.mish,
-    "softplus": F.softplus,
+    **{name: getattr(torch, name) for name in (
+        "add", "sub", "mul", "div", "pow", "maximum", "minimum", "where", "neg", "abs", "sign", "exp",
+        "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "square", "sigmoid", "tanh", "erf", "erfc",
+        "sin", "cos", "relu", "zeros_like", "ones_like",
+    )},
+    "greater": torch.gt, "less": torch.lt, "at_least": torch.ge, "at_most": torch.le,
+    **{name: getattr(F, name) for name in (
+        "silu", "mish", "softplus", "hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink",
+        "tanhshrink", "logsigmoid", "leaky_relu", "prelu", "threshold",
+    )},
     "gelu": _gelu,
     "quick_gelu": _quick_gelu,
+    "elu": _elu,
+    "full_like": lambda x, value: torch.zeros_like(x) + value,
     "cast": lambda x, **_: x,
     "pass": lambda x, **_: x,
     "dropout": lambda x, **_: x,
+    "expand": lambda x: x,
+    "column": lambda x: x.unsqueeze(-1),
     "transpose": lambda x: x.transpose(-1, -2),
     "part": lambda x, start, stop: x[..., start:stop],
+    "rounded": lambda x, **_: x,
+    **formulas.FUNCTIONS,
+}  # fmt: skip
+# Not elementwise, yet computed where a constant is made with them.
+_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "mean": lambda x: x.mean(-1, keepdim=True),
+    "row_mean": lambda x: x.mean(-1),
 }
-_RESHAPING = {"transpose", "part"}
+_ROWWISE = {"column", "expand"}
+_RESHAPING = {"transpose", "part", *formulas.FUNCTIONS} | _ROWWISE
 
 
 @dataclass
 class Region:
     """The elementwise operators above one value, down to its leaves."""
 
-    leaves: list[Value] = field(default_factory=list)
+    leaves: list[Value | Op] = field(default_factory=list)
     interior: set[Value] = field(default_factory=set)
     dropout: float | None = None  # the rate of a dropout that is active inside
     foreign: list[Operand] = field(default_factory=list)  # where the walk met something not elementwise
+    places: list[Value] = field(default_factory=list)  # the values which these are, or hide in
     constants: list[Value] = field(default_factory=list)
 
 
-def region(view: View, output: Operand, is_leaf: Callable[[Value], bool], limit: int = 64) -> Region:
+def region(
+    view: View,
+    output: Operand,
+    is_leaf: Callable[[Value | Op], bool],
+    limit: int = 64,
+    *,
+    rowwise: bool = False,
+) -> Region:
     """Walk up from `output` through elementwise operators to the values that `is_leaf` accepts.
 
     Constants are not walked into. At most `limit` operators are visited, so the walk costs constant time.
+    With `rowwise`, one number for each row may be given an axis of its own and be broadcast.
     """
+    other = _RESHAPING - _ROWWISE if rowwise else _RESHAPING
     found = Region()
-    stack: list[Operand] = [output]
-    seen: set[int | Value] = set()
+    stack: list[tuple[Operand, Operand]] = [(output, output)]
+    seen: set[Value] = set()
     while stack:
-        operand = stack.pop()
-        if isinstance(operand, (int, float)) or operand is None:
+        operand, place = stack.pop()
+        if isinstance(operand, (int, float)) or operand is None or operand in seen:
             continue
-        key = id(operand) if isinstance(operand, Op) else operand
-        if key in seen:
+        place = place if isinstance(operand, Op) else operand
+        seen.add(operand)
+        if not isinstance(operand, Op) and view.is_constant(operand):
+            found.constants.append(operand)
             continue
-        seen.add(key)
-        if not isinstance(operand, Op):
-            if view.is_constant(operand):
-                found.constants.append(operand)
-                continue
-            if is_leaf(operand):
-                found.leaves.append(operand)
-                continue
+        if is_leaf(operand):
+            found.leaves.append(operand)
+            continue
         op = op_of(view, operand)
-        if op is None or op.kind not in FUNCTIONS or op.kind in _RESHAPING or len(seen) > limit:
+        if op is None or op.kind not in FUNCTIONS or op.kind in other or len(seen) > limit:
             found.foreign.append(operand)
+            found.places.append(place)
             continue
         if op.kind == "dropout" and op.attrs["active"]:
             found.dropout = op.attrs["p"]
         found.interior.update(op.via)
         if not isinstance(operand, Op):
             found.interior.add(operand)
-        stack.extend(op.inputs)
+        stack.extend((each, place) for each in op.inputs)
     return found
 
 
 def evaluate(
-    view: View, operand: Operand, known: dict[Value, torch.Tensor], dtype: torch.dtype, *, cast: bool = False
+    view: View,
+    operand: Operand,
+    known: Mapping[Value, torch.Tensor],
+    dtype: torch.dtype,
+    *,
+    cast: bool = False,
 ) -> torch.Tensor:
     """Compute `operand` from the values in `known` and the graph's constants, in `dtype`.
 
@@ -130,12 +148,11 @@ def _evaluate(
         raise ValueError("an absent operand has no value")
     if isinstance(operand, (int, float)):
         return torch.tensor(operand, dtype=dtype)
-    if isinstance(operand, Op):
-        return _apply(view, operand, known, dtype, cast)
     if operand not in known:
         op = op_of(view, operand)
+        computed = isinstance(operand, Op) or (op is not None and op.kind in FUNCTIONS)
         known[operand] = (
-            _as(view.stored(operand), dtype) if op is None else _apply(view, op, known, dtype, cast)
+            _apply(view, op, known, dtype, cast) if op and computed else _as(view.stored(operand), dtype)
         )
     return known[operand]
 
@@ -146,7 +163,11 @@ def _apply(
     args = [_evaluate(view, each, known, dtype, cast) for each in op.inputs]
     if op.kind == "cast":
         return args[0].to(getattr(torch, op.attrs["dtype"])) if cast else args[0]
-    return FUNCTIONS[op.kind](*_on_one_device(args), **_keywords(op))
+    return _function(op)(*_on_one_device(args), **_keywords(op))
+
+
+def _function(op: Op) -> Callable[..., torch.Tensor]:
+    return FUNCTIONS.get(op.kind) or _REDUCTIONS[op.kind]
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -165,14 +186,16 @@ def constant(view: View, value: Operand, dtype: torch.dtype | None = torch.float
 
 def _stored(view: View, value: Operand) -> torch.Tensor:
     op = op_of(view, value)
-    if op is None:
+    if op is None or (op.kind not in FUNCTIONS and not isinstance(value, Op)):
         if isinstance(value, (int, float)) or value is None:
             raise ValueError("a literal is not a weight")
         return view.stored(value)
-    args = [_stored(view, each) if not isinstance(each, (int, float)) else each for each in op.inputs]
+    given = [each if isinstance(each, (int, float)) else _stored(view, each) for each in op.inputs]
+    like = next(each for each in given if isinstance(each, torch.Tensor))
+    args = [each if isinstance(each, torch.Tensor) else like.new_tensor(each) for each in given]
     if op.kind == "cast":
-        return args[0].to(getattr(torch, op.attrs["dtype"]))  # type: ignore[union-attr]
-    return FUNCTIONS[op.kind](*args, **_keywords(op))
+        return args[0].to(getattr(torch, op.attrs["dtype"]))
+    return _function(op)(*args, **_keywords(op))
 
 
 def _keywords(op: Op) -> dict[str, object]:

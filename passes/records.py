@@ -50,8 +50,8 @@ class Activation:
 class Norm:
     """RMSNorm or LayerNorm over the last axis of `source`.
 
-    `unit` is the value normalised but not yet multiplied by `gain`; None where one operator does both
-    and a unit-gain copy of `operator` has to be written.
+    `unit` is the value normalised but not yet multiplied by `gain`, `scale` times source / sqrt(mean square +
+    eps); None where one operator does both and a unit-gain copy of `operator` has to be written.
     """
 
     kind: str  # "rms" or "layer"
@@ -61,6 +61,7 @@ class Norm:
     operator: Value | None
     gain: tuple[Step, ...]  # gain and bias, in the order they are applied
     eps: float
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,23 @@ class FFN:
 
 @dataclass(frozen=True)
 class Block:
-    """norm + FFN + residual add: `out = x + branch`, `branch = FFN(norm(x))`."""
+    """norm + FFN + residual add: `out = x + branch`, `branch = FFN(norm(x))`.
+
+    `made_of` names the blocks that an earlier fusion made this one of, () where it left no names; None for
+    a block as its model has it.
+    """
 
     name: str
     norm: Norm
     ffn: FFN
     x: Value
-    branch: Value
+    branch: Value  # or an operator on one, where the add itself multiplies it (alpha)
     out: Value
     hidden_size: int
     intermediate_size: int
     dtype: str
     interior: frozenset[Value]  # every value the block computes, `out` apart
+    made_of: tuple[str, ...] | None = None
 
     @property
     def gated(self) -> bool:

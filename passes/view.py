@@ -8,7 +8,12 @@ declared over that vocabulary alone. Operators it does not translate keep their 
     cast         x                        dtype
     pass         x                        identity, or a reshape that keeps the last axis
     dropout      x                        active, p
+    rounded      x                        scale: quantised by a scale that the file holds
+    dequantize   integers, scale, zero    a quantised weight: see `fxfuse.passes.quantised`
     mean         x                        over the last axis, kept
+    row_mean     x                        over the last axis, dropped
+    column       x                        a new last axis of size 1
+    expand       x                        broadcast
     rms_norm     x, gain                  eps, offset
     layer_norm   x, gain, bias            eps
     linear       x, weight, bias          transposed: weight is [in, out]
@@ -16,6 +21,7 @@ declared over that vocabulary alone. Operators it does not translate keep their 
     transpose    x                        last two axes swapped
     route        x                        a router's choice of experts
     shape        x                        reads the shape alone
+    whole        operands                 reason: it hides other operators and could not be written out
 
 An operator whose native name is a kind, but which is not of that form, goes by "another" and its name.
 """
@@ -39,7 +45,7 @@ class Op:
 
     kind: str
     inputs: tuple[Operand, ...]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     via: tuple[Value, ...] = ()
 
 
@@ -82,6 +88,9 @@ class View(Protocol):
 
     def scope(self, value: Value) -> str:
         """The dotted path of the module that computed `value`; "" when the graph does not tell."""
+
+    def origin(self, value: Value) -> tuple[str, ...] | None:
+        """The blocks that an earlier fusion made `value` of, () where it left no names; None for others."""
 
 
 def op_of(view: View, operand: Operand) -> Op | None:

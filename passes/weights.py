@@ -11,7 +11,7 @@ stacked by rows, down by columns, down biases summed. Folding is done in float64
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,9 +21,9 @@ from fxfuse.passes.elementwise import constant
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
-__all__ = ["Wide", "widen", "refill", "sources"]
+__all__ = ["Wide", "affine", "down_bias", "widen", "refill", "sources"]
 
-_SLICE = 1 << 22  # elements folded at a time: bounds the float64 copy
+_SLICE = 1 << 18  # elements folded at a time: bounds the float64 copy, and keeps it in a processor's cache
 
 
 @dataclass
@@ -46,17 +46,20 @@ class Wide:
         return {name: tensor for name, tensor in pairs if tensor is not None}
 
 
-def widen(view: View, blocks: Sequence[Block]) -> Wide:
-    """The wide FFN of `blocks`, in the type and on the device of their weights."""
+def widen(view: View, blocks: Sequence[Block], allocate: Callable[..., torch.Tensor] = torch.empty) -> Wide:
+    """The wide FFN of `blocks`, in the type and on the device of their weights.
+
+    `allocate(rows, columns, dtype=..., device=...)` gives the memory of a matrix, laid out in any way.
+    """
     first = constant(view, blocks[0].ffn.down.weight, None)
     like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
     hidden, width = blocks[0].hidden_size, sum(block.intermediate_size for block in blocks)
     gated = blocks[0].gated
     biased = {role: any(_needs_bias(block, role) for block in blocks) for role in ("gate", "up", "down")}
     wide = Wide(
-        gate=torch.empty(width, hidden, **like),
-        up=torch.empty(width, hidden, **like) if gated else None,
-        down=torch.empty(hidden, width, **like),
+        gate=allocate(width, hidden, **like),
+        up=allocate(width, hidden, **like) if gated else None,
+        down=allocate(hidden, width, **like),
         gate_bias=torch.zeros(width, **like) if biased["gate"] else None,
         up_bias=torch.zeros(width, **like) if gated and biased["up"] else None,
         down_bias=torch.zeros(hidden, **like) if biased["down"] else None,
@@ -103,6 +106,12 @@ def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
     return list(found)
 
 
+def down_bias(view: View, block: Block) -> torch.Tensor:
+    """What the block's last product adds, [hidden] in float64: its share of the wide FFN's down bias."""
+    down = block.ffn.down
+    return affine(view, down.steps, block.hidden_size, torch.device("cpu"), down.rows)[1]
+
+
 def _needs_bias(block: Block, role: str) -> bool:
     linear = getattr(block.ffn, role)
     if linear is None:
@@ -121,18 +130,28 @@ def _fold_first(
 ) -> None:
     """Write out = diag(post) W diag(g); the norm's bias and the product's own end up in `bias[rows]`."""
     weight = _matrix(view, linear)
-    columns, shift = _affine(view, gain, weight.shape[1], weight.device)
-    scale, offset = _affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
+    columns, shift = affine(view, gain, weight.shape[1], weight.device)
+    scale, offset = affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
     _scaled_copy(weight, scale, columns, out)
     if bias is not None:
-        moved = weight.double() @ shift if bool(shift.any()) else torch.zeros_like(offset)
+        moved = _product(weight, shift) if bool(shift.any()) else torch.zeros_like(offset)
         bias[rows] = (scale * moved + offset).to(bias.dtype)
+
+
+def _product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """The product with a vector in float64, a part of the weight at a time."""
+    if weight.stride(0) < weight.stride(1):
+        step = max(1, _SLICE // max(1, weight.shape[0]))
+        pairs = zip(torch.split(weight, step, 1), torch.split(vector, step), strict=True)
+        return sum((part.double() @ each for part, each in pairs), torch.zeros_like(weight[:, 0]).double())
+    step = max(1, _SLICE // max(1, weight.shape[1]))
+    return torch.cat([part.double() @ vector for part in torch.split(weight, step)])
 
 
 def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> torch.Tensor:
     """Write out = diag(post) W; the bias comes back in float64."""
     weight = _matrix(view, linear)
-    scale, offset = _affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
+    scale, offset = affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
     _scaled_copy(weight, scale, torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device), out)
     return offset
 
@@ -150,7 +169,7 @@ def _packed_rows(view: View, linear: Linear) -> int:
     return int(shape[1 if linear.transposed else 0] or 0)
 
 
-def _affine(
+def affine(
     view: View,
     steps: Sequence[Step],
     size: int,
@@ -180,7 +199,33 @@ def _spread(value: torch.Tensor, size: int, part: tuple[int, int]) -> torch.Tens
 
 
 def _scaled_copy(weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
+    """Write out = diag(rows) weight diag(columns), rounded once."""
+    if out.stride(0) < out.stride(1):  # go through memory in its own order
+        weight, rows, columns, out = weight.T, columns, rows, out.T
+    factor = _only(rows, columns, weight.dtype)
+    if factor is not None and out.dtype == weight.dtype:
+        _scaled_directly(weight, factor, out)
+        return
     step = max(1, _SLICE // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], step):
         piece = slice(start, start + step)
         out[piece] = (weight[piece].double() * rows[piece, None] * columns).to(out.dtype)
+
+
+def _only(rows: torch.Tensor, columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The one factor that is not all ones, to be broadcast, where `dtype` holds it exactly.
+
+    The product of two numbers of a type, rounded to that type, is what float64 would be rounded to.
+    """
+    for factor, other in ((rows[:, None], columns), (columns, rows)):
+        if bool((other == 1).all()) and bool((factor.to(dtype).double() == factor).all()):
+            return factor.to(dtype)
+    return None
+
+
+def _scaled_directly(weight: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> None:
+    if weight.stride() == out.stride() or weight.stride(1) == 1:
+        torch.mul(weight, factor, out=out)
+    else:  # torch transposes quickly only when it does nothing else
+        out.copy_(weight)
+        out.mul_(factor)

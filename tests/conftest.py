@@ -17,6 +17,12 @@ from tests import exporters, families
 hypothesis.settings.register_profile("fxfuse", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fxfuse")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--matrix` makes test_coverage run every family in every form."""
+    parser.addoption("--matrix", action="store_true", help="run every cell of docs/coverage.md (minutes)")
+
+
 # Dynamo's structured trace is a debug log of many megabytes, which pytest would otherwise keep.
 logging.getLogger("torch.__trace").propagate = False
 
@@ -40,7 +46,8 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def write(family: str, form: str = "opset20", dynamic: bool = False, **built: Any) -> Path:
         words = [family, form, "dynamic" if dynamic else "static", *(f"{k}-{v}" for k, v in built.items())]
         path = folder / f"{'.'.join(words)}.onnx"
-        return ONNX_FORMS[form](families.build(family, **built), (families.ids(),), path, dynamic=dynamic)
+        given = (families.example(family),)
+        return ONNX_FORMS[form](families.build(family, **built), given, path, dynamic=dynamic)
 
     return write
 
@@ -51,7 +58,8 @@ def dynamo_graph() -> Callable[..., tuple[GraphModule, list[Any]]]:
 
     @functools.cache
     def capture(family: str, dynamic: bool = False, **built: Any) -> tuple[GraphModule, list[Any]]:
-        return exporters.dynamo_graph(families.build(family, **built), families.ids(), dynamic=dynamic)
+        given = families.example(family)
+        return exporters.dynamo_graph(families.build(family, **built), given, dynamic=dynamic)
 
     def fresh(family: str, dynamic: bool = False, **built: Any) -> tuple[GraphModule, list[Any]]:
         graph, example_inputs = capture(family, dynamic=dynamic, **built)
@@ -69,6 +77,7 @@ def exported_program() -> Callable[..., ExportedProgram]:
         if form == "core_aten":
             with exporters.silenced():
                 return export(family, "aten", dynamic=dynamic, **built).run_decompositions()
-        return exporters.exported(families.build(family, **built), (families.ids(),), dynamic=dynamic)
+        given = (families.example(family),)
+        return exporters.exported(families.build(family, **built), given, dynamic=dynamic)
 
     return export

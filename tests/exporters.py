@@ -1,6 +1,7 @@
 """A decoder as each tool writes it: dynamo, torch.export, and both ONNX exporters."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "torch.fx")
+_LOGGERS = (
+    "torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "torch.fx", "root", "fusion_base",
+    "onnxruntime.quantization.matmul_nbits_quantizer",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -24,7 +28,12 @@ def silenced() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        dumped = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(dumped),
+            contextlib.redirect_stderr(dumped),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -49,7 +58,7 @@ def dynamo_graph(
     torch._dynamo.reset()
     args = tuple(arg.clone() for arg in args)
     for arg in args if dynamic else ():
-        torch._dynamo.mark_dynamic(arg, [0, 1])
+        torch._dynamo.mark_dynamic(arg, [0, 1] if arg.ndim == 2 else [0])
     with silenced(), torch.no_grad():
         compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=compile_dynamic or None)
         compiled(*args)
@@ -60,7 +69,7 @@ def dynamo_graph(
 def exported(model: nn.Module, args: tuple[Tensor, ...], dynamic: bool = False) -> ExportedProgram:
     """Return torch.export's program in ATen; call its run_decompositions() for core ATen."""
     with silenced(), torch.no_grad():
-        return torch.export.export(model, args, dynamic_shapes=_dynamic_shapes(dynamic), strict=False)
+        return torch.export.export(model, args, dynamic_shapes=_dynamic_shapes(args, dynamic), strict=False)
 
 
 def onnx_dynamo(
@@ -76,9 +85,9 @@ def onnx_dynamo(
             model,
             args,
             path,
-            **_names(),
+            **_names(model),
             opset_version=opset,
-            dynamic_shapes=_dynamic_shapes(dynamic),
+            dynamic_shapes=_dynamic_shapes(args, dynamic),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -90,24 +99,29 @@ def onnx_torchscript(
     model: nn.Module, args: tuple[Tensor, ...], path: Path, opset: int | None = None, dynamic: bool = False
 ) -> Path:
     """Write the ONNX file of the older exporter, which traces with TorchScript."""
-    axes = {0: "batch", 1: "sequence"}
+    names = _names(model)
+    axes = {0: "batch"} if args[0].ndim == 4 else {0: "batch", 1: "sequence"}
     with silenced(), torch.no_grad():
         torch.onnx.export(
             model,
             args,
             str(path),
-            **_names(),
+            **names,
             opset_version=opset,
-            dynamic_axes={"input_ids": axes, "logits": axes} if dynamic else None,
+            dynamic_axes={name: axes for both in names.values() for name in both} if dynamic else None,
             dynamo=False,
         )
     return path
 
 
-def _names() -> dict[str, list[str]]:
-    return {"input_names": ["input_ids"], "output_names": ["logits"]}
+def _names(model: nn.Module) -> dict[str, list[str]]:
+    """Name the one input as the model's forward does, and the first output by what it is."""
+    (read,) = inspect.signature(model.forward).parameters
+    return {"input_names": [read], "output_names": ["logits" if model.family.decoder else "hidden_states"]}
 
 
-def _dynamic_shapes(dynamic: bool) -> Any:
+def _dynamic_shapes(args: tuple[Tensor, ...], dynamic: bool) -> Any:
+    """Batch and sequence; the size of an image is part of its model."""
     dim = torch.export.Dim
-    return ({0: dim("batch", max=64), 1: dim("sequence", max=64)},) if dynamic else None
+    axes = {0: dim("batch", max=64)} | ({1: dim("sequence", max=64)} if args[0].ndim == 2 else {})
+    return (axes,) if dynamic else None

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.families import decoder_layers, has_attention
+from tests.families import Family, decoder_layers, has_attention
+from tests.families.records import handed_on
 
 
 class HandNorm(nn.Module):
@@ -22,10 +23,11 @@ class HandNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.bias = norm.weight, getattr(norm, "bias", None)
-        self.centred = isinstance(norm, nn.LayerNorm)
-        self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
-        self.eps = getattr(norm, "variance_epsilon", None) or norm.eps
+        name = type(norm).__name__
+        self.weight, self.bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        self.centred = isinstance(norm, nn.LayerNorm) or name == "OlmoLayerNorm"
+        self.offset = 1.0 if name.startswith("Gemma") or name.endswith("1P") else 0.0
+        self.eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -33,40 +35,51 @@ class HandNorm(nn.Module):
         if self.centred:
             y = y - y.mean(-1, keepdim=True)
         y = y / torch.sqrt((y * y).mean(-1, keepdim=True) + self.eps)
-        y = y * (self.weight.to(wide) + self.offset)
+        y = y if self.weight is None else y * (self.weight.to(wide) + self.offset)
         return (y if self.bias is None else y + self.bias.to(wide)).to(x.dtype)
 
 
 class ParallelGroup(nn.Module):
     """The layers of one group: the attention of the first, if it is still there, then all FFNs at once."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], family: Family) -> None:
         super().__init__()
-        first = layers[0]
         self.layers = nn.ModuleList(layers)
-        self.scale = getattr(first, "residual_multiplier", 1.0)
-        self.keeps_attention = has_attention(first)
+        self.family = family
+        self.attention = _without_ffn(layers[0], family) if has_attention(layers[0]) else None
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        if self.keeps_attention:
-            x = x + self.scale * self._attend(self.layers[0], x, kwargs)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = self.attention(x, *args, **kwargs) if self.attention else handed_on(self.family, x, args)
+        x, *others = given if isinstance(given, tuple) else (given,)
         total = torch.zeros_like(x)
         for layer in self.layers:
-            total = total + self.scale * layer.mlp(layer.post_attention_layernorm(x))
-        return x + total
+            total = total + self.family.branch(layer, x)
+        return (x + total, *others) if others else x + total
 
-    @staticmethod
-    def _attend(layer: Any, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        attention = layer.attention if hasattr(layer, "attention") else layer.self_attn
-        attended: Tensor = attention(hidden_states=layer.input_layernorm(x), **kwargs)[0]
-        return attended
+
+class Nothing(nn.Module):
+    """Stands for an FFN that adds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def _without_ffn(layer: Any, family: Family) -> nn.Module:
+    """A copy of a layer that keeps its attention, so that it gives the stream between that and its FFN."""
+    bare: nn.Module = copy.deepcopy(layer)
+    bare.set_submodule(family.ffn, Nothing())
+    return bare
 
 
 class PassThrough(nn.Module):
     """The place of a layer whose FFN was moved into a group."""
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
-        return x
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, x: Tensor, *args: Any, **_: Any) -> Any:
+        return handed_on(self.family, x, args)
 
 
 def parallel_model(model: nn.Module, groups: Sequence[Sequence[int]]) -> nn.Module:
@@ -76,29 +89,29 @@ def parallel_model(model: nn.Module, groups: Sequence[Sequence[int]]) -> nn.Modu
         ValueError: a group is not a run of layers of which all but the first have lost their attention.
     """
     parallel = copy.deepcopy(model)
-    layers = decoder_layers(parallel)
+    layers, family = decoder_layers(parallel), parallel.family
     for group in groups:
-        _check(layers, group)
+        _check(layers, group, family)
         members = [layers[index] for index in group]
         for index in group:
-            layers[index] = PassThrough()
-        layers[group[0]] = ParallelGroup(members)
+            layers[index] = PassThrough(family)
+        layers[group[0]] = ParallelGroup(members, family)
     _write_norms_by_hand(parallel)
     return parallel
 
 
-def _check(layers: nn.ModuleList, group: Sequence[int]) -> None:
+def _check(layers: nn.ModuleList, group: Sequence[int], family: Family) -> None:
     if list(group) != list(range(group[0], group[0] + len(group))):
         raise ValueError(f"layers {list(group)} are not consecutive")
     kept = [index for index in group[1:] if has_attention(layers[index])]
     if kept:
         raise ValueError(f"layers {kept} still have their attention and cannot join a group")
-    if has_attention(layers[group[0]]) and getattr(layers[group[0]], "use_parallel_residual", False):
+    if has_attention(layers[group[0]]) and family.parallel:
         raise ValueError(f"layer {group[0]} runs its FFN beside its attention, not after it")
 
 
 def _write_norms_by_hand(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child).__name__.endswith(("RMSNorm", "LayerNorm")):
+            if type(child).__name__.endswith(("RMSNorm", "LayerNorm", "LayerNorm1P")):
                 setattr(module, name, HandNorm(child))

@@ -22,7 +22,7 @@ def refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., 
 
     def run(*arguments: object, code: int = 2, model: str = "m.onnx") -> str:
         before = snapshot(tmp_path)
-        words = [str(tmp_path / model), "--provider", "cpu", *map(str, arguments)]
+        words = ["fuse", str(tmp_path / model), "--provider", "cpu", *map(str, arguments)]
         assert cli.main(words) == code
         out, err = capfd.readouterr()
         assert snapshot(tmp_path) == before
@@ -374,7 +374,9 @@ def test_odd_model(tmp_path, name):
     edit, parts, chains = ODD_MODELS[name]
     path = edited(tmp_path / "m.onnx", edit, **parts)
     assert (
-        cli.main([str(path), "--provider", "cpu", "--report", str(tmp_path / "r.json"), "--min-sqnr", "5"])
+        cli.main(
+            ["fuse", str(path), "--provider", "cpu", "--report", str(tmp_path / "r.json"), "--min-sqnr", "5"]
+        )
         == 0
     )
     report = json.loads((tmp_path / "r.json").read_text())

@@ -27,8 +27,8 @@ from tests.small_onnx import save
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "tool": [sys.executable, str(ROOT / "tools" / "onnx_fuse.py")],
-    "module": [sys.executable, "-m", "fxfuse.cli"],
-    "command": [shutil.which("fxfuse", path=str(Path(sys.executable).parent)) or "fxfuse"],
+    "module": [sys.executable, "-m", "fxfuse.cli", "fuse"],
+    "command": [shutil.which("fxfuse", path=str(Path(sys.executable).parent)) or "fxfuse", "fuse"],
 }
 
 
@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return cli.main([*map(str, arguments), "--provider", "cpu"])
+    return cli.main(["fuse", *map(str, arguments), "--provider", "cpu"])
 
 
 def names(folder: Path) -> list[str]:
@@ -195,8 +195,8 @@ def test_the_report_tells_an_error_too(tmp_path):
 def wrong_widen(monkeypatch: pytest.MonkeyPatch) -> None:
     widen = onnx_file.widen
 
-    def wrong(view: Any, blocks: Any) -> Any:
-        wide = widen(view, blocks)
+    def wrong(*arguments: Any) -> Any:
+        wide = widen(*arguments)
         wide.down.mul_(1.01)
         return wide
 
@@ -277,12 +277,46 @@ def test_the_signal_handlers_are_put_back(model):
 
 
 def test_bad_arguments_return_their_code_and_help_prints(capsys):
-    assert cli.main([]) == 2
-    assert cli.main(["--help"]) == 0
+    assert cli.main(["fuse"]) == 2
+    assert cli.main(["fuse", "--help"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("fxfuse: error: the following arguments are required: MODEL.onnx (fxfuse --help")
+    assert err.startswith("fxfuse: error: the following arguments are required: MODEL.onnx (fxfuse fuse")
     assert err.count("\n") == 1
     assert "exit codes: 0 written" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "give a command: fuse, inspect, split"),
+        (["m.onnx"], "give a command first, as in: fxfuse fuse m.onnx"),
+        (["--force", "my model.onnx"], "give a command first, as in: fxfuse fuse --force 'my model.onnx'"),
+        (["inspekt", "m.onnx"], "there is no command 'inspekt': did you mean inspect?"),
+        (["melt"], "there is no command 'melt': choose from fuse, inspect, split"),
+    ],
+)
+def test_a_command_is_asked_for(words, sentence, capsys):
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == f"fxfuse: error: {sentence} (fxfuse --help lists the arguments)\n"
+
+
+@pytest.mark.parametrize("command", ["fuse", "inspect", "split"])
+def test_every_command_has_help(command, capsys):
+    assert cli.main(["--help"]) == 0
+    assert command in capsys.readouterr().out
+    assert cli.main([command, "--help"]) == 0
+    assert f"usage: fxfuse {command}" in capsys.readouterr().out
+
+
+def test_split_undoes_fuse(tmp_path, model, capsys):
+    assert run(model) == 0
+    assert cli.main(["split", str(tmp_path / "m.fused.onnx"), "-o", str(tmp_path / "back.onnx")]) == 0
+    assert np.abs(logits(tmp_path / "back.onnx") - logits(model)).max() < 1e-4
+    out = capsys.readouterr().out
+    assert "; their sum differs by" in out
+    assert f"written to {tmp_path / 'back.onnx'}" in out
+    assert cli.main(["split", str(model)]) == 3
+    assert "nothing was written" in capsys.readouterr().out
 
 
 def test_names_of_any_kind(tmp_path, capsys):
@@ -401,7 +435,7 @@ sys.exit(cli.main(sys.argv[1:]))
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 def test_a_signal_leaves_nothing(tmp_path, model, sent, code, word):
-    words = [sys.executable, "-c", SLOW, "m.onnx", "--provider", "cpu", "--report", "r.json"]
+    words = [sys.executable, "-c", SLOW, "fuse", "m.onnx", "--provider", "cpu", "--report", "r.json"]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(
         words, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -5,4 +5,4 @@ import sys
 from fxfuse.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["fuse", *sys.argv[1:]]))

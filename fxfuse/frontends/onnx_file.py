@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,33 @@ import numpy as np
 import onnx
 import torch
 
+from fxfuse._version import __version__
+from fxfuse.datafile import DataFile
 from fxfuse.errors import InputError, VerificationError
+from fxfuse.external import take_in
 from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.frontends.onnx_runner import Runner
+from fxfuse.frontends.onnx_runs import Runs, element_type
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.inputs import Sample
 from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
-from fxfuse.passes.onnx.extract import ModelIndex, extract
+from fxfuse.passes.onnx.contract import contract
+from fxfuse.passes.onnx.expand import expand
+from fxfuse.passes.onnx.extract import ModelIndex
+from fxfuse.passes.onnx.inline import walk
+from fxfuse.passes.onnx.provenance import group_of, next_number, read_provenance, record
+from fxfuse.passes.onnx.reserved import free_reserved
 from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
-from fxfuse.passes.onnx.view import OnnxView, to_torch
+from fxfuse.passes.onnx.stacked import rewrite_quantised
+from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
+from fxfuse.passes.quantised.groups import stack
+from fxfuse.passes.quantised.objections import is_quantised
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.view import root, strip
 from fxfuse.passes.weights import widen
 from fxfuse.sessions import Provider
 
-__all__ = ["OnnxFile", "FusedFile", "to_numpy", "depth", "vocab_size"]
-
-_EXACT = {"use_tf32": "0"}
-"""float32 is measured as float32, also on a GPU whose sessions would round products to TF32."""
+__all__ = ["OnnxFile", "FusedFile", "depth", "vocab_size"]
 
 
 @dataclass
@@ -39,8 +48,12 @@ class FusedFile:
 
     model: onnx.ModelProto
     path: Path
-    data: Path | None
     groups: list[tuple[Block, str]]
+
+    @functools.cached_property
+    def index(self) -> ModelIndex:
+        """Its nodes, those that hide several written out."""
+        return ModelIndex(expand(self.model).model)
 
 
 class OnnxFile:
@@ -54,38 +67,32 @@ class OnnxFile:
         workspace: Path,
         name: str,
         provider: Provider = "auto",
+        *,
+        first: int = 0,
+        reference: list[list[np.ndarray[Any, Any]]] | None = None,
     ) -> None:
-        self.model = model
+        """Number the groups from `first`, or above; compare outputs with `reference`, or with the model's."""
+        self._original, self._expanded = model, expand(model)
+        self.model = model = self._expanded.model
         self.folder = folder
         self.samples = samples
         self.workspace = workspace
         self.name = name
-        self.notes: list[str] = []
+        self.notes: list[str] = read_provenance(model)[1]
         self.view = self._view()
-        self._runner = Runner(model, folder, provider)
-        self._index = ModelIndex(model)
-        self._branches: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {}
+        self._runner = Runner(model, folder, provider, workspace)
+        self._runs = Runs(self.view, model, folder, samples, self._runner)
         self._outputs: list[list[np.ndarray[Any, Any]]] = []
-        if self._runner.upcast:
-            self.notes.append(
-                "bfloat16: ONNX Runtime's CPU provider has no kernels for it, so the figures are of a "
-                "float32 copy; the file that is written stays bfloat16"
-            )
+        self._first, self._reference = first, reference
+        self.notes += self._runs.notes()
 
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
         """See `FrontEnd.states`."""
         names = list(dict.fromkeys(str(value) for value in values))
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        own = [output.name for output in model.graph.output]
-        model.graph.output.extend(
-            onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in own
-        )
-        opened = self._runner.open(model)
-        self._outputs, states = [], []
-        for sample in self.samples:
-            results = self._runner.run(opened, [*own, *names], sample)
-            self._outputs.append(results[: len(own)])
+        own = [output.name for output in self.model.graph.output]
+        self._outputs, states = self._reference or [], []
+        for results in self._runs.inside(own, names):
+            self._outputs += [] if self._reference else [results[: len(own)]]
             states.append(
                 {name: to_torch(each) for name, each in zip(names, results[len(own) :], strict=True)}
             )
@@ -95,31 +102,51 @@ class OnnxFile:
             )
         return states  # type: ignore[return-value]
 
+    @property
+    def results(self) -> list[list[np.ndarray[Any, Any]]]:
+        """The model's outputs for every sample, as `states` computed them."""
+        return self._outputs
+
     def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.branch`."""
-        if block.name not in self._branches:
-            self._branches[block.name] = self._part(self._index, self.folder, block, str(block.branch))
-        return self._branches[block.name](x, sample)
+        return self._runs.branch(block, x, sample)
 
     def apply(self, groups: Sequence[Sequence[Block]]) -> FusedFile:
         """See `FrontEnd.apply`."""
+        with DataFile(self.workspace / f"{self.name}.data") as data:
+            return self._apply(groups, data)
+
+    def _apply(self, groups: Sequence[Sequence[Block]], data: DataFile) -> FusedFile:
         view = self._view()
         writers, names = [], []
-        for index, group in enumerate(groups):
-            wide = {name: to_numpy(tensor) for name, tensor in widen(view, group).tensors().items()}
-            writer = rewrite_group(view, group, wide, f"fxfuse.{index}")
+        earlier, _ = read_provenance(self.model)
+        for index, group in enumerate(groups, max(self._first, next_number(self.model.graph))):
+            prefix = f"fxfuse.{index}"
+            if any(is_quantised(view, block) for block in group):
+                writer = rewrite_quantised(view, group, stack(view, group), prefix)
+            else:
+                wide = widen(view, group, functools.partial(_room, data)).tensors()
+                arrays = {name: _as_array(tensor) for name, tensor in wide.items()}
+                writer = rewrite_group(view, group, arrays, prefix)
+            for constant in writer.constants:
+                constant.values = data.keep(constant.values)
             writers.append(writer)
             names.append((group[0], writer.branch))
         insert(view.graph, writers)
         marks = [", ".join(block.name for block in group) for group in groups]
-        model = splice(self.model, view, writers, marks)
-        return self._write(model, names)
+        store = lambda constant: data.refer(constant.name, constant.values)  # noqa: E731
+        model = contract(splice(self.model, view, writers, marks, store), self._expanded)
+        written = [group_of(view, g, writer.weights) for g, writer in zip(groups, writers, strict=True)]
+        record(model, [*earlier, *written], __version__)
+        if any(role.endswith("bias") for writer in writers for role in writer.weights):
+            free_reserved(model)
+        return self._write(model, data, names)
 
     def fused_branch(self, fused: FusedFile, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.fused_branch`."""
         block, name = fused.groups[index]
-        with _judging():
-            return self._part(ModelIndex(fused.model), fused.path.parent, block, name)(x, sample)
+        with self._judging():
+            return self._runs.part(fused.index, fused.path.parent, block, name)(x, sample)
 
     def outputs(
         self, fused: FusedFile | None, hidden_size: int
@@ -129,9 +156,8 @@ class OnnxFile:
         first = [_tensor(each) for each in self._outputs[0]]
         results = self._outputs
         if fused is not None:
-            with _judging():
-                opened = self._runner.open(fused.model, fused.path)
-                results = [self._runner.run(opened, names, sample) for sample in self.samples]
+            with self._judging():
+                results = self._runs.written(fused.model, fused.index, fused.path, names)
         chosen = choose_output(names, first, hidden_size)
         if chosen is None:
             return None
@@ -142,41 +168,43 @@ class OnnxFile:
             raise InputError(f"The original model gives NaN or infinity at its output {names[index]!r}.")
         return names[index], logits, values
 
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """What fails here is fxfuse's own output, unless the original fails too, written as it is."""
+        try:
+            yield
+        except InputError as error:
+            names = [output.name for output in self._original.graph.output]
+            self._runner.run(self._runner.open(self._original), names, self.samples[0])
+            raise VerificationError(
+                f"The rewritten model does not run, so it was not written: {error}"
+            ) from error
+
     def _view(self) -> OnnxView:
         return read_graph(self.model, self.folder)
 
-    def _write(self, model: onnx.ModelProto, groups: list[tuple[Block, str]]) -> FusedFile:
+    def _write(self, model: onnx.ModelProto, data: DataFile, groups: list[tuple[Block, str]]) -> FusedFile:
+        """One file where the model was one and still fits, else with all weights in `data`."""
         external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in self.model.graph.initializer)
-        data = self.workspace / f"{self.name}.data" if external or total_bytes(model) > INLINE_LIMIT else None
         path = self.workspace / self.name
-        return FusedFile(write_model(model, self.folder, path, data), path, data, groups)
-
-    def _part(
-        self, index: ModelIndex, folder: Path, block: Block, wanted: str
-    ) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        """A function of the block's stream that computes `wanted` in ONNX Runtime."""
-        stream = root(self.view, block.x)
-        names = {str(each) for each in (block.x, stream, strip(self.view, stream))}
-        kind = self.view.dtype(block.x) or block.dtype
-        cuts = dict.fromkeys(names, _element_type(kind))
-        opened = self._runner.open(extract(index, cuts, [wanted]), folder=folder)
-        reads = [each.name for each in opened.get_inputs()]
-
-        def run(x: torch.Tensor, sample: int) -> torch.Tensor:
-            feed = {name: to_numpy(x) for name in reads if name in names}
-            feed |= {name: self.samples[sample][name] for name in reads if name not in names}
-            return to_torch(self._runner.run(opened, [wanted], feed)[0])
-
-        return run
+        if external or total_bytes(model) > INLINE_LIMIT:
+            return FusedFile(write_model(model, self.folder, path, data), path, groups)
+        for tensor in model.graph.initializer:
+            if data.holds(tensor):
+                take_in(tensor, self.workspace)
+        data.path.unlink()
+        return FusedFile(write_model(model, self.folder, path, None), path, groups)
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as an array; bfloat16 goes by its bits."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
-        return tensor.view(torch.int16).numpy().view(kind)
-    return tensor.numpy()
+def _room(data: DataFile, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The memory of a wide matrix [rows, columns], in the file as MatMul reads it: [columns, rows]."""
+    kind = element_type(str(dtype).removeprefix("torch."))
+    return to_torch(data.room((columns, rows), kind)).T
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A vector, or a matrix that `_room` made, over the same memory."""
+    return to_numpy(tensor.T).T if tensor.dim() == 2 else to_numpy(tensor)
 
 
 def depth(model: onnx.ModelProto) -> int:
@@ -193,7 +221,7 @@ def vocab_size(model: onnx.ModelProto) -> int | None:
     sizes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     source = {value.name: value.name for value in model.graph.input}
     rows = []
-    for node in model.graph.node:
+    for node in walk(model.graph.node):
         if (
             node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze")
             and source.keys() & node.input[:1]
@@ -209,20 +237,5 @@ def vocab_size(model: onnx.ModelProto) -> int | None:
     return min(tokens) if tokens else None
 
 
-@contextlib.contextmanager
-def _judging() -> Iterator[None]:
-    """What fails here is fxfuse's own output, no input."""
-    try:
-        yield
-    except InputError as error:
-        raise VerificationError(
-            f"The rewritten model does not run, so it was not written: {error}"
-        ) from error
-
-
 def _tensor(value: Any) -> object:
     return to_torch(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fV" else value
-
-
-def _element_type(name: str) -> int:
-    return int(getattr(onnx.TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(name, name.upper())))

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from fxfuse.onnxio import infer_shapes, read_tensor
+from fxfuse.onnxio import inferred_shapes, read_tensor
+from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.view import OnnxView
 
 __all__ = ["read_graph"]
 
 
 def read_graph(model: onnx.ModelProto, folder: Path) -> OnnxView:
-    """A view of `model` with its external data in `folder`; shapes that are missing are inferred."""
-    return OnnxView(infer_shapes(model), lambda tensor: read_tensor(tensor, folder))
+    """A view of `model` with its external data in `folder`.
+
+    Shapes that are missing are inferred, and operators that hide several are written out: the view is of
+    `expand(model).model`.
+    """
+    expanded = expand(model)
+    # onnx-graphsurgeon prints, to stdout.
+    with G_LOGGER.suppress(G_LOGGER.ERROR), inferred_shapes(expanded.model), _uncollected():
+        return OnnxView(expanded.model, lambda tensor: read_tensor(tensor, folder), expanded.whole)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: it would walk again and again over a graph's objects, which all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fxfuse.datafile import DataFile
 from fxfuse.errors import FxfuseError, InputError
-from fxfuse.external import load_data
+from fxfuse.external import external_tensors, size, take_in
+from fxfuse.onnxio import read_tensor
 from fxfuse.passes.onnx.upcast import has_bfloat16, upcast
-from fxfuse.runtime import cuda_problem, one_line
+from fxfuse.runtime import cuda_problem, load_onnxruntime, one_line
 from fxfuse.sessions import Provider, Session, session
 
 __all__ = ["Runner"]
 
+_SMALL = 1024
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 # What goes wrong is raised, and told once: ONNX Runtime would also write it to the screen. And float32 is
@@ -26,33 +30,53 @@ _OPTIONS: dict[str, Any] = {"options": {"log_severity_level": 4}, "cuda_options"
 
 
 class Runner:
-    """Opens and runs `model` and parts of it; as float32 copies where the provider has no bfloat16."""
+    """Opens and runs `model` and parts of it; as float32 copies where the provider has no bfloat16.
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, provider: Provider) -> None:
+    `scratch` is a folder for the weights of such copies.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, provider: Provider, scratch: Path) -> None:
         self.folder = folder
         self.provider = provider
+        self.scratch = scratch
         self.upcast = has_bfloat16(model) and (provider == "cpu" or cuda_problem() is not None)
 
-    def open(self, model: onnx.ModelProto, path: Path | None = None, folder: Path | None = None) -> Session:
+    def open(
+        self,
+        model: onnx.ModelProto,
+        path: Path | None = None,
+        folder: Path | None = None,
+        *,
+        mapped: bool = False,
+    ) -> Session:
         """A session over a model that lies at `path`, or only in memory with its data in `folder`.
+
+        Where `mapped`, the CPU reads external data from the file whenever it needs them, which is slower but
+        takes no memory.
 
         Raises:
             InputError: ONNX Runtime cannot load it, or the provider is not there.
         """
         folder = folder or (path.parent if path is not None else self.folder)
+        options = _mapped_options() if mapped else _OPTIONS
         try:
             if self.upcast:
-                loaded = onnx.ModelProto()
-                loaded.CopyFrom(model)
-                load_data(loaded, folder)
-                return session(upcast(loaded).SerializeToString(), self.provider, **_OPTIONS)
+                # A file that is open or mapped outlives its name.
+                with tempfile.TemporaryDirectory(dir=self.scratch, ignore_cleanup_errors=True) as scratch:
+                    wide = _as_float32(model, folder, Path(scratch))
+                    return session(wide.SerializeToString(), self.provider, folder=scratch, **options)
             if path is not None:
-                return session(path, self.provider, **_OPTIONS)
-            return session(model.SerializeToString(), self.provider, folder=folder, **_OPTIONS)
+                return session(path, self.provider, **options)
+            return session(model.SerializeToString(), self.provider, folder=folder, **options)
         except InputError as error:
             if "cannot load" not in str(error):
                 raise
             raise InputError(f"ONNX Runtime cannot load the model: {_reason(error)}.") from error
+
+    def typed(self, value: Any) -> Any:
+        """A value as it is given to a session: bfloat16 as float32 where sessions are float32 copies."""
+        is_narrow = self.upcast and isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
+        return value.astype(np.float32) if is_narrow else value
 
     def run(self, opened: Session, names: Sequence[str], arrays: Arrays) -> list[np.ndarray[Any, Any]]:
         """The values `names`; of `arrays`, the ones that the session reads are given to it.
@@ -60,15 +84,48 @@ class Runner:
         Raises:
             InputError: The model fails on them.
         """
-        feed = {each.name: arrays[each.name] for each in opened.get_inputs()}
-        if self.upcast:
-            feed = {n: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for n, a in feed.items()}
+        feed = {each.name: self.typed(arrays[each.name]) for each in opened.get_inputs()}
         try:
             return list(opened.run(list(names), feed))
         except FxfuseError:
             raise
         except Exception as error:  # onnxruntime's errors share no narrower base
             raise InputError(f"ONNX Runtime fails on the measuring inputs: {_reason(error)}.") from error
+
+
+def _mapped_options() -> dict[str, Any]:
+    """Nothing that would copy weights: no packing, no folding of constants, no memory kept between runs."""
+    level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    lean = {
+        "session.disable_prepacking": "1",
+        "graph_optimization_level": level,
+        "enable_cpu_mem_arena": False,
+    }
+    return _OPTIONS | {"options": _OPTIONS["options"] | lean}
+
+
+def _as_float32(model: onnx.ModelProto, folder: Path, scratch: Path) -> onnx.ModelProto:
+    """A float32 copy of a bfloat16 model, with its external data in `scratch`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with DataFile(scratch / "float32.data") as data:
+        for tensor in copy.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            if tensor.data_type != onnx.TensorProto.BFLOAT16:
+                data.add(tensor, folder, tensor)
+            elif size(tensor) < _SMALL:
+                take_in(tensor, folder)
+            else:
+                room = data.room(tensor.dims, onnx.TensorProto.FLOAT)
+                room[...] = read_tensor(tensor, folder)
+                stored = data.refer(tensor.name, room)
+                assert stored is not None
+                tensor.CopyFrom(data.settled(stored))
+        for tensor in external_tensors(copy):
+            if all(entry.value != data.path.name for entry in tensor.external_data):
+                take_in(tensor, folder)
+    return upcast(copy)
 
 
 def _reason(error: Exception) -> str:

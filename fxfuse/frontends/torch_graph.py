@@ -14,13 +14,14 @@ from torch import fx
 from fxfuse.errors import InputError
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.elementwise import evaluate
 from fxfuse.passes.fx.calls import ASSERTIONS, name_of
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.view import root, strip
+from fxfuse.passes.view import Op, is_constant, root, strip
 from fxfuse.passes.weights import Wide, widen
 from fxfuse.report import Size
 
@@ -74,7 +75,12 @@ class TorchGraph:
 
     def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.branch`."""
-        return self._run(self.view, self.module, block, block.branch, x, writes=self.view.writes)
+        inner = block.branch
+        while isinstance(inner, Op):
+            inner = next(each for each in inner.inputs if each is not None and not is_constant(self.view, each))
+        value = self._run(self.view, self.module, block, inner, x, writes=self.view.writes)
+        with torch.no_grad():
+            return evaluate(self.view, block.branch, {inner: value}, value.dtype)
 
     def apply(self, groups: Sequence[Sequence[Block]]) -> FusedGraph:
         """See `FrontEnd.apply`."""
@@ -101,6 +107,8 @@ class TorchGraph:
         with fused.module.graph.inserting_before(first_call(fused.module.graph)):
             for name, tensor in wide.tensors().items():
                 path = f"fxfuse_{index}_{name}"
+                while hasattr(fused.module, path):  # what an earlier fusion wrote stays
+                    path += "_"
                 fused.module.register_parameter(path, torch.nn.Parameter(tensor, requires_grad=trained))
                 nodes[name] = fused.module.graph.get_attr(path)
         return nodes

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
-__all__ = ["ASSERTIONS", "SHAPE_READERS", "Call", "dtype_of", "name_of"]
+__all__ = ["ASSERTIONS", "SHAPE_READERS", "Call", "Shapes", "dtype_of", "name_of"]
 
 ASSERTIONS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
 SHAPE_READERS = {"sym_size", "size", "sym_numel", "numel", "dim", "shape", "ndim", "device", "dtype"}
 _OWNERS = {"torch", "_operator", "builtins", "math"}
 
+Shapes: TypeAlias = Callable[[Any], "tuple[int | None, ...] | None"]
+
 
 class Call:
     """The arguments of one call, by position or keyword, and what is known of their shapes."""
 
-    def __init__(self, node: fx.Node, shape: Callable[[Any], tuple[int | None, ...] | None]) -> None:
+    def __init__(self, node: fx.Node, shape: Shapes) -> None:
         self.node = node
         self.shape = shape
 
@@ -27,6 +29,12 @@ class Call:
         if len(self.node.args) > index:
             return self.node.args[index]
         return self.node.kwargs.get(name, default)
+
+    def integer(self, value: Any) -> int | None:
+        """An integer, also one that the graph computes where a tracer noted what it is."""
+        if isinstance(value, fx.Node):
+            value = value.meta.get("val", value.meta.get("example_value"))
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def width(self, value: Any) -> int | None:
         """The size of the last axis of `value`, if known."""

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
+from fxfuse.passes.elementwise import SELU
 from fxfuse.passes.fx.calls import Call, dtype_of
-from fxfuse.passes.fx.norms import layer_norm, mean, rms_norm, var
-from fxfuse.passes.fx.pieces import getitem, slice_last, transpose
+from fxfuse.passes.fx.layout import expand, reshape, transpose, unsqueeze
+from fxfuse.passes.fx.norms import layer_norm, mean, norm, normalize, rms_norm, std, total, var
+from fxfuse.passes.fx.pieces import getitem, glu, narrow, select, slice_last
+from fxfuse.passes.fx.products import addmm, einsum, linear, matmul, tensordot
 from fxfuse.passes.view import Op
 
 __all__ = ["HANDLERS"]
 
 
-def _elementwise(kind: str, arity: int = 1) -> Callable[[Call], Op | None]:
+def _elementwise(kind: str, *names: str, **attributes: Any) -> Callable[[Call], Op | None]:
+    """A handler for `kind` of the tensors `names`, then numbers with their defaults."""
+
     def handle(call: Call) -> Op | None:
-        args: tuple[Any, ...] = call.node.args[:arity]
-        return Op(kind, args) if len(args) == arity else None
+        inputs = tuple(call.get(index, name) for index, name in enumerate(names or ("input",)))
+        attrs = {
+            name: call.get(len(inputs) + index, name, default)
+            for index, (name, default) in enumerate(attributes.items())
+        }
+        known = all(isinstance(each, (int, float, str)) for each in attrs.values())
+        return Op(kind, inputs, attrs) if known and None not in inputs else None
 
     return handle
+
+
+_TWO = ("input", "other")
 
 
 def _sum(kind: str) -> Callable[[Call], Op | None]:
     def handle(call: Call) -> Op | None:
         x, y = call.get(0, "input"), call.get(1, "other")
         alpha = call.node.kwargs.get("alpha", 1)
-        return Op(kind, (x, y if alpha == 1 else Op("mul", (y, float(alpha)))))  # type: ignore[arg-type]
+        if kind == "add" and any(_is_number(each, 0) for each in (x, y)):
+            return Op("pass", (y if _is_number(x, 0) else x,)) if alpha == 1 else None
+        return Op(kind, (x, y if alpha == 1 else Op("mul", (y, alpha))))  # type: ignore[arg-type]
 
     return handle
+
+
+def _product(call: Call) -> Op | None:
+    x, y = call.get(0, "input"), call.get(1, "other")
+    if any(_is_number(each, 1) for each in (x, y)):
+        return Op("pass", (y if _is_number(x, 1) else x,))
+    return None if x is None or y is None else Op("mul", (x, y))
+
+
+def _is_number(value: Any, number: int) -> bool:
+    return isinstance(value, (int, float)) and value == number
 
 
 def _rsub(call: Call) -> Op | None:
@@ -45,13 +71,50 @@ def _div(call: Call) -> Op | None:
     )
 
 
-def _gelu(call: Call) -> Op:
-    return Op("gelu", (call.get(0, "input"),), {"approximate": call.get(1, "approximate", "none")})
+def _larger(kind: str) -> Callable[[Call], Op | None]:
+    """The larger of two values; with a number it is a reduction."""
+
+    def handle(call: Call) -> Op | None:
+        other = call.get(1, "other")
+        return Op(kind, (call.get(0, "input"), other)) if isinstance(other, fx.Node) else None
+
+    return handle
 
 
-def _softplus(call: Call) -> Op | None:
-    plain = call.get(1, "beta", 1) == 1 and call.get(2, "threshold", 20) == 20
-    return Op("softplus", (call.get(0, "input"),)) if plain else None
+def _scaled_sum(kind: str) -> Callable[[Call], Op | None]:
+    """What addcmul and addcdiv compute: x + value * a * b, x + value * a / b."""
+
+    def handle(call: Call) -> Op | None:
+        value = call.node.kwargs.get("value", 1)
+        if not isinstance(value, (int, float)) or len(call.node.args) > 3:
+            return None
+        product = Op(kind, (call.get(1, "tensor1"), call.get(2, "tensor2")))
+        product = product if value == 1 else Op("mul", (product, value))
+        return Op("add", (call.get(0, "input"), product))
+
+    return handle
+
+
+def _masked_fill(call: Call) -> Op:
+    return Op("where", (call.get(1, "mask"), call.get(2, "value"), call.get(0, "input")))
+
+
+def _elu(call: Call) -> Op | None:
+    """Written F.elu(x, alpha, inplace) or aten.elu(x, alpha, scale, input_scale)."""
+    numbers = [each for each in call.node.args[1:4] if not isinstance(each, bool)]
+    attrs = dict(zip(("alpha", "scale", "input_scale"), numbers, strict=False))
+    attrs |= {name: each for name, each in call.node.kwargs.items() if name in _ELU}
+    known = all(isinstance(each, (int, float)) for each in attrs.values())
+    return Op("elu", (call.get(0, "input"),), attrs) if known else None
+
+
+_ELU = ("alpha", "scale", "input_scale")
+
+
+def _celu(call: Call) -> Op | None:
+    alpha = call.get(1, "alpha", 1.0)
+    known = isinstance(alpha, (int, float)) and alpha != 0
+    return Op("elu", (call.get(0, "input"),), {"alpha": alpha, "input_scale": 1 / alpha}) if known else None
 
 
 def _clamp(call: Call) -> Op | None:
@@ -84,12 +147,6 @@ _METHOD_DTYPES = {
 }
 
 
-def _reshape(call: Call) -> Op | None:
-    source = call.get(0, "input")
-    before, after = call.width(source), call.width(call.node)
-    return Op("pass", (source,)) if before is not None and before == after else None
-
-
 def passing(call: Call) -> Op:
     return Op("pass", (call.get(0, "input"),))
 
@@ -99,45 +156,44 @@ def _dropout(call: Call) -> Op:
     return Op("dropout", (call.get(0, "input"),), {"active": bool(training) and p > 0, "p": p})
 
 
-def _linear(call: Call) -> Op:
-    inputs = (call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias"))
-    return Op("linear", inputs, {"transposed": False})
-
-
-def _matmul(call: Call) -> Op | None:
-    x, weight = call.get(0, "input"), call.get(1, "other", call.node.kwargs.get("mat2"))
-    shape = call.shape(weight)
-    return (
-        Op("linear", (x, weight, None), {"transposed": True})
-        if shape is not None and len(shape) == 2
-        else None
-    )
-
-
-def _addmm(call: Call) -> Op | None:
-    plain = call.node.kwargs.get("alpha", 1) == 1 and call.node.kwargs.get("beta", 1) == 1
-    inputs = (call.get(1, "mat1"), call.get(2, "mat2"), call.get(0, "input"))
-    return Op("linear", inputs, {"transposed": True}) if plain else None
-
-
 def _route(call: Call) -> Op:
     return Op("route", (call.get(0, "input"),))
 
 
 HANDLERS: dict[str, Callable[[Call], Op | None]] = {
-    # sums and products
-    "add": _sum("add"), "iadd": _sum("add"), "add_": _sum("add"), "sub": _sum("sub"), "rsub": _rsub,
-    "mul": _elementwise("mul", 2), "imul": _elementwise("mul", 2), "mul_": _elementwise("mul", 2),
-    "div": _div, "truediv": _div, "div_": _div, "pow": _elementwise("pow", 2),
+    # sums and products; a trailing "_" (in place) is taken off before a name is looked up
+    **dict.fromkeys(("add", "iadd"), _sum("add")), **dict.fromkeys(("sub", "subtract", "isub"), _sum("sub")),
+    "rsub": _rsub, **dict.fromkeys(("mul", "multiply", "imul"), _product),
+    **dict.fromkeys(("div", "divide", "true_divide", "truediv", "itruediv"), _div),
+    **dict.fromkeys(("pow", "ipow"), _elementwise("pow", "input", "exponent")),
+    "addcmul": _scaled_sum("mul"), "addcdiv": _scaled_sum("div"),
     # functions of one value
     **{name: _elementwise(name) for name in (
-        "neg", "abs", "exp", "expm1", "log", "sqrt", "rsqrt", "reciprocal", "square",
-        "sigmoid", "tanh", "erf", "relu", "silu", "mish",
+        "neg", "abs", "sign", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "square",
+        "sigmoid", "tanh", "erf", "erfc", "sin", "cos", "relu", "silu", "mish", "zeros_like", "ones_like",
+        "hardswish", "hardsigmoid", "tanhshrink",
     )},
-    "maximum": _elementwise("maximum", 2), "minimum": _elementwise("minimum", 2),
-    "gt": _elementwise("greater", 2), "lt": _elementwise("less", 2), "where": _elementwise("where", 3),
-    "clamp": _clamp, "clamp_min": _clamp, "gelu": _gelu, "softplus": _softplus, "relu_": _elementwise("relu"),
-    "silu_": _elementwise("silu"),
+    "special_expit": _elementwise("sigmoid"), "special_erfc": _elementwise("erfc"),
+    "negative": _elementwise("neg"), "absolute": _elementwise("abs"),
+    **dict.fromkeys(("logsigmoid", "log_sigmoid"), _elementwise("logsigmoid")),
+    "gelu": _elementwise("gelu", approximate="none"),
+    "softplus": _elementwise("softplus", beta=1, threshold=20),
+    "leaky_relu": _elementwise("leaky_relu", negative_slope=0.01),
+    "elu": _elu, "celu": _celu, "selu": lambda call: Op("elu", (call.get(0, "input"),), SELU),
+    **dict.fromkeys(("prelu", "_prelu_kernel"), _elementwise("prelu", "input", "weight")),
+    "hardtanh": _elementwise("hardtanh", min_val=-1.0, max_val=1.0),
+    "relu6": lambda call: Op("hardtanh", (call.get(0, "input"),), {"min_val": 0.0, "max_val": 6.0}),
+    "hardshrink": _elementwise("hardshrink", lambd=0.5), "softshrink": _elementwise("softshrink", lambd=0.5),
+    **dict.fromkeys(("threshold", "_threshold"), _elementwise("threshold", threshold=0, value=0)),
+    # comparisons and choices
+    "maximum": _elementwise("maximum", *_TWO), "minimum": _elementwise("minimum", *_TWO),
+    "max": _larger("maximum"), "min": _larger("minimum"),
+    "gt": _elementwise("greater", *_TWO), "lt": _elementwise("less", *_TWO),
+    "ge": _elementwise("at_least", *_TWO), "le": _elementwise("at_most", *_TWO),
+    "where": _elementwise("where", "condition", "input", "other"), "masked_fill": _masked_fill,
+    "full_like": _elementwise("full_like", "input", "fill_value"),
+    **dict.fromkeys(("clamp", "clip", "clamp_min"), _clamp),
+    "clamp_max": _elementwise("minimum", "input", "max"),
     # types
     **dict.fromkeys(
         ("to", "_to_copy", "type", "type_as", "float", "half", "bfloat16", "double", "convert_element_type"),
@@ -147,18 +203,21 @@ HANDLERS: dict[str, Callable[[Call], Op | None]] = {
     **dict.fromkeys(
         ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "identity", "item"), passing
     ),
-    **dict.fromkeys(
-        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape
-    ),
-    "dropout": _dropout, "native_dropout": _dropout,
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze"), reshape),
+    "unsqueeze": unsqueeze, **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
+    **dict.fromkeys((
+        "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
+        "dropout1d", "dropout2d", "dropout3d",
+    ), _dropout),
     # norms
-    "mean": mean, "var": var, "rms_norm": rms_norm, "layer_norm": layer_norm,
+    "mean": mean, "sum": total, "var": var, "std": std, "rms_norm": rms_norm, "layer_norm": layer_norm,
+    **dict.fromkeys(("norm", "linalg_norm", "linalg_vector_norm"), norm), "normalize": normalize,
     # products with weights
-    "linear": _linear, "matmul": _matmul, "mm": _matmul, "addmm": _addmm,
+    "linear": linear, **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm), "einsum": einsum, "tensordot": tensordot,
     # pieces
-    "t": transpose, "T": transpose, "mT": transpose, "transpose": transpose, "permute": transpose,
-    "getitem": getitem, "slice": slice_last, "narrow": lambda call: None,
+    **dict.fromkeys(("t", "T", "mT", "transpose", "permute", "swapaxes", "movedim"), transpose),
+    "getitem": getitem, "slice": slice_last, "narrow": narrow, "select": select, "glu": glu,
     # experts
     "topk": _route, "grouped_mm": _route, "_grouped_mm": _route,
 }  # fmt: skip
-assert operator.getitem.__name__ == "getitem"

@@ -12,6 +12,7 @@ r"""Write one wide FFN where a group of blocks stood, in a torch.fx graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from fxfuse.passes.elementwise import region
 from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, name_of
 from fxfuse.passes.fx.view import FxView
-from fxfuse.passes.fx.writes import target_of
-from fxfuse.passes.records import Block
-from fxfuse.passes.view import root
+from fxfuse.passes.fx.writes import has_effect
+from fxfuse.passes.naming import MARK
+from fxfuse.passes.records import Block, Value
+from fxfuse.passes.view import Op, Operand, root
 
 __all__ = ["rewrite_group", "wide_branch", "remove_unread"]
 
@@ -31,6 +33,7 @@ def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, f
     """Replace `blocks` by one wide FFN over `weights` (nodes, by field name of `Wide`); returns xn."""
     first, out = blocks[0], _node(blocks[-1].out)
     x, graph = _node(first.x), view.module.graph
+    before = out.prev
     with graph.inserting_before(out):
         branch = _as_typed(view, wide_branch(view, first, weights), first, out)
     for block in blocks[1:]:
@@ -38,6 +41,7 @@ def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, f
     for block in blocks:
         _make_plain(_node(block.out))
     out.args, out.kwargs = (x, branch), {}
+    _mark(before.next, out, blocks)
     return out
 
 
@@ -45,9 +49,9 @@ def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> f
     """The wide FFN on the unit-gain norm of `first.x`, written at the current insertion point."""
     activation = first.ffn.activation
     hidden = _unit_norm(view, first, weights["gate"])
-    known = {_node(activation.gate): _linear(view, first, hidden, weights, "gate")}
+    known = {activation.gate: _linear(view, first, hidden, weights, "gate")}
     if activation.up is not None:
-        known[_node(activation.up)] = _linear(view, first, hidden, weights, "up")
+        known[activation.up] = _linear(view, first, hidden, weights, "up")
     inner = _copy_region(view, _node(activation.output), known)
     return _linear(view, first, inner, weights, "down")
 
@@ -63,13 +67,15 @@ def remove_unread(graph: fx.Graph, covered: Collection[object]) -> None:
             source = node.args[0]
             if isinstance(source, fx.Node) and all(name_of(user) in ASSERTIONS for user in source.users):
                 graph.erase_node(node)
-        elif not node.users and node.op.startswith("call_") and (node in covered or not _has_effect(node)):
+        elif not node.users and node.op.startswith("call_") and (node in covered or not has_effect(node)):
             graph.erase_node(node)
 
 
-def _has_effect(node: fx.Node) -> bool:
-    module = node.graph.owning_module
-    return node.is_impure() or module is None or target_of(node, module) is not None
+def _mark(node: fx.Node, stop: fx.Node, blocks: Sequence[Block]) -> None:
+    """Note on each new node where it came from; torch keeps "custom" through copies, exports and files."""
+    while node is not stop:
+        node.meta["custom"] = {MARK: ", ".join(block.name for block in blocks)}
+        node = node.next
 
 
 def _node(value: object) -> fx.Node:
@@ -143,17 +149,37 @@ def _linear(view: FxView, first: Block, x: fx.Node, weights: Mapping[str, fx.Nod
     return view.module.graph.call_function(target, (x, weights[role], bias))
 
 
-def _copy_region(view: FxView, output: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
+def _copy_region(view: FxView, output: fx.Node, known: dict[Value, fx.Node]) -> fx.Node:
     """Copy the elementwise operators above `output`, with new values in the place of the products."""
     inside = region(view, output, lambda value: value in known)
-    for node in sorted((_node(each) for each in inside.interior), key=view.index):
+    hidden = {leaf for leaf in inside.leaves if isinstance(leaf, Op)}
+    passed = {each for node in inside.interior if (op := view.op(node)) for each in op.via}
+    for node in sorted((_node(each) for each in inside.interior - passed), key=view.index):
         op = view.op(node)
         if op is not None and op.kind == "pass":
-            known[node] = known[_node(op.inputs[0])]
-            continue
-        known[node] = view.module.graph.node_copy(node, lambda each: known.get(each, each))
-        known[node].meta = {}
+            known[node] = known[op.inputs[0]]
+        elif op is not None and hidden:
+            known[node] = _spell_out(view, op, known)
+        else:
+            known[node] = view.module.graph.node_copy(node, lambda each: known.get(each, each))
+            known[node].meta = {}
     return known[output]
+
+
+def _spell_out(view: FxView, operand: Operand, known: Mapping[Value, fx.Node]) -> Any:
+    """Write an operator that splits a packed product by itself (glu) as what it computes."""
+    if not isinstance(operand, Op) or operand in known:
+        return known.get(operand, operand)
+    inputs = tuple(_spell_out(view, each, known) for each in operand.inputs)
+    like = next(each for each in inputs if isinstance(each, fx.Node))
+    aten = isinstance(like.target, torch._ops.OpOverload)
+    return view.module.graph.call_function(_SPELLED[operand.kind][aten], inputs)
+
+
+_SPELLED: dict[str, tuple[Any, Any]] = {
+    "mul": (torch.mul, torch.ops.aten.mul.Tensor),
+    "sigmoid": (torch.sigmoid, torch.ops.aten.sigmoid.default),
+}
 
 
 def _redirect_shapes(view: FxView, block: Block, x: fx.Node) -> None:

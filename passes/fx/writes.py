@@ -14,7 +14,7 @@ from torch import fx
 
 from fxfuse.passes.fx.calls import name_of
 
-__all__ = ["Writes", "target_of"]
+__all__ = ["Writes", "has_effect", "target_of"]
 
 _NAMES = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul", "setitem"}
 _ALIASES = {
@@ -22,7 +22,11 @@ _ALIASES = {
     "unflatten", "flatten", "squeeze", "unsqueeze", "expand", "transpose", "permute", "t", "T", "mT",
     "detach", "alias",
 }  # fmt: skip
-_INPLACE_AT = {"relu": 1, "silu": 1, "mish": 1, "dropout": 3}  # where a function takes its `inplace`
+_INPLACE_AT = {
+    **dict.fromkeys(("relu", "silu", "mish", "relu6", "selu", "hardswish", "hardsigmoid"), 1),
+    **dict.fromkeys(("elu", "celu", "leaky_relu"), 2),
+    **dict.fromkeys(("dropout", "hardtanh", "threshold"), 3),
+}  # where a function takes its `inplace`
 
 
 class Writes:
@@ -42,6 +46,10 @@ class Writes:
     def spoil(self, node: fx.Node) -> bool:
         """Whether something reads `node` after it was written over, so that it is not what computed it."""
         return any(self._read_after(node, writer) for writer in self._writers.get(node, ()))
+
+    def touch(self, node: fx.Node) -> bool:
+        """Whether `node` writes, or is written over, at any time."""
+        return node in self._writers or target_of(node, self._module) is not None
 
     def is_noticed(self, node: fx.Node) -> bool:
         """Whether `node` writes into a graph input, or into a value that something else reads later."""
@@ -108,3 +116,9 @@ def target_of(node: fx.Node, module: fx.GraphModule) -> object:
     if named or positional or node.kwargs.get("inplace") is True:
         return node.args[0] if node.args else node.kwargs.get("input")
     return node.kwargs.get("out")
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a call does more than give a value."""
+    module = node.graph.owning_module
+    return node.is_impure() or module is None or target_of(node, module) is not None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxfuse.passes.onnx.view import OnnxView
 
-__all__ = ["fold_integers"]
+__all__ = ["fold_integers", "is_whole_shape"]
 
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Add": lambda a, b: a + b,
@@ -22,6 +22,11 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Div": lambda a, b: int(a / b),
 }
 _PASSING = ("Cast", "Squeeze", "Unsqueeze", "Identity", "Reshape")
+
+
+def is_whole_shape(node: Any) -> bool:
+    """Whether a node gives the whole shape of its input."""
+    return node.op == "Shape" and not node.attrs.get("start") and "end" not in node.attrs
 
 
 def fold_integers(view: OnnxView, value: str, seen: list[str], depth: int = 12) -> list[int] | None:
@@ -57,7 +62,7 @@ def _size_of(view: OnnxView, names: list[str], seen: list[str], depth: int) -> l
     """Gather(Shape(y), -1), where the width of y is known."""
     shape = view.tensors[names[0]].inputs[0]
     index = fold_integers(view, names[1], seen, depth - 1)
-    if shape.op != "Shape" or shape.attrs or index is None or len(index) != 1:
+    if not is_whole_shape(shape) or index is None or len(index) != 1:
         return None
     source = shape.inputs[0].name
     known = view.shape(source)

@@ -1,14 +1,22 @@
-"""The layer path of an ONNX node, from whatever its exporter left behind."""
+"""The layer path of an ONNX node or weight, from whatever its exporter and optimisers left behind."""
 
 from __future__ import annotations
+
+import re
 
 import onnx
 
 __all__ = ["scope_of"]
 
+_PREFIX = re.compile(r"(InsertedPrecisionFreeCast_|FusedBack_|graph_input_cast_)+")
+"""What ONNX Runtime puts before the names of weights that it cast."""
+_FUSION = re.compile(r"(/\w*Fusion)+/?$")
+"""And after the names of nodes that it fused."""
+_ROLES = ("weight", "bias", "MatMul", "qweight", "gamma", "beta", "kernel", "scale")
 
-def scope_of(node: onnx.NodeProto | None, weight: str) -> str:
-    """The dotted module path of `node`; from the name of its `weight` where the node itself does not tell.
+
+def scope_of(node: onnx.NodeProto | None, *weights: str) -> str:
+    """The dotted module path of `node`; from the names of its `weights` where the node itself does not tell.
 
     torch.onnx.export writes it as metadata ("namespace": ": Model/layers.0: Layer/linear: aten.linear"), the
     older exporter and onnxruntime-genai as the node's name ("/model/layers.0/mlp/down_proj/MatMul").
@@ -18,7 +26,14 @@ def scope_of(node: onnx.NodeProto | None, weight: str) -> str:
             if entry.key == "namespace":
                 paths = [part.partition(": ")[0] for part in entry.value.split("/")]
                 return paths[-2] if len(paths) > 1 else ""
-        if node.name.startswith("/") and node.name.count("/") > 1:
-            return ".".join(node.name.strip("/").split("/")[:-1])
-    stem, _, last = weight.rpartition(".")
-    return stem if last.startswith(("weight", "bias", "MatMul", "qweight")) else ""
+        name = _FUSION.sub("", node.name)
+        if name.startswith("/") and name.count("/") > 1:
+            return ".".join(name.strip("/").split("/")[:-1])
+    return next(filter(None, map(_of_weight, weights)), "")
+
+
+def _of_weight(name: str) -> str:
+    """The path in "layers.0.mlp.up_proj.weight" or "model/layer_0/dense/kernel:0"; "" in other names."""
+    plain = _PREFIX.sub("", name)
+    stem, _, last = plain.rpartition("." if "." in plain else "/")
+    return stem.strip("/").replace("/", ".") if last.startswith(_ROLES) else ""

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from fxfuse.passes.onnx import quantised
 from fxfuse.passes.view import Op
 
 __all__ = ["HANDLERS", "Facts", "NodeCall", "torch_dtype_name"]
@@ -31,6 +32,12 @@ class Facts(Protocol):
 
     def number(self, value: str) -> float | None:
         """A constant of one element."""
+
+    def is_constant(self, value: Any) -> bool:
+        """Whether `value` depends on stored weights and literals alone."""
+
+    def dtype(self, value: Any) -> str | None:
+        """The element type, spelled as in torch; None when unknown."""
 
 
 class NodeCall:
@@ -71,6 +78,10 @@ def _elementwise(kind: str, arity: int = 1) -> Callable[[NodeCall, int], Op | No
     return lambda call, _: Op(kind, tuple(call.inputs[:arity])) if len(call.inputs) == arity else None
 
 
+def _mul(call: NodeCall, index: int) -> Op | None:
+    return quantised.integer_product(call) or _elementwise("mul", 2)(call, index)
+
+
 def _cast(call: NodeCall, _: int) -> Op | None:
     dtype = torch_dtype_name(_element_type(call.attribute("to")))
     return Op("cast", (call.input(0),), {"dtype": dtype}) if dtype in _FLOATS else None
@@ -85,7 +96,9 @@ def _element_type(to: Any) -> int:
     )
 
 
-def _dropout(call: NodeCall, _: int) -> Op:
+def _dropout(call: NodeCall, index: int) -> Op | None:
+    if index != 0:
+        return None  # the mask
     training = call.input(2)
     active = training is not None and call.facts.number(training) != 0.0
     ratio = call.facts.number(call.input(1) or "")
@@ -94,16 +107,21 @@ def _dropout(call: NodeCall, _: int) -> Op:
 
 def _mean(call: NodeCall, _: int) -> Op | None:
     axes = call.attribute("axes")
-    if axes is None and call.input(1):
+    if axes is None and call.input(1) and call.facts.shape(call.input(1)) != ():
         axes = call.facts.integers(call.input(1) or "", [])
-    kept = call.attribute("keepdims", 1) == 1 and axes is not None and len(axes) == 1
-    return Op("mean", (call.input(0),)) if kept and call.is_last(call.input(0), axes[0]) else None
+    kept = call.attribute("keepdims", 1) == 1
+    if kept and axes is not None and len(axes) == 1 and call.is_last(call.input(0), axes[0]):
+        return Op("mean", (call.input(0),))
+    return Op("ReduceMean", (call.input(0),), {"axes": axes, "kept": kept})
 
 
 def _norm(kind: str, default_eps: float) -> Callable[[NodeCall, int], Op | None]:
     def handle(call: NodeCall, index: int) -> Op | None:
-        if index != 0 or not call.is_last(call.input(0), call.attribute("axis", -1)):
+        if index != 0:
             return None
+        axis = call.attribute("axis", -1)
+        if not call.is_last(call.input(0), axis):
+            return Op(call.node.op, (call.input(0),), {"axes": f"{axis} and those after it"})
         inputs = tuple(call.input(i) for i in range(3 if kind == "layer_norm" else 2))
         return Op(kind, inputs, {"eps": call.attribute("epsilon", default_eps)})
 
@@ -132,7 +150,7 @@ def _gemm(call: NodeCall, _: int) -> Op | None:
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     if bias is not None and beta != 1.0:
         bias = Op("mul", (bias, beta))
-    attrs = {"transposed": not call.attribute("transB", 0), "alpha": alpha}
+    attrs = {"transposed": not call.attribute("transB", 0), "alpha": alpha, "operator": "Gemm"}
     return Op("linear", (call.input(0), call.input(1), bias), attrs)
 
 
@@ -195,14 +213,20 @@ def _gelu(call: NodeCall, _: int) -> Op:
     return Op("gelu", (call.input(0),), {"approximate": approximate})
 
 
-def _biased_gelu(approximate: str) -> Callable[[NodeCall, int], Op | None]:
-    def handle(call: NodeCall, _: int) -> Op:
-        x: Any = call.input(0)
-        if call.input(1):
-            x = Op("add", (x, call.input(1)))
-        return Op("gelu", (x,), {"approximate": approximate})
+def _fast_gelu(call: NodeCall, _: int) -> Op:
+    return Op("gelu", (call.input(0),), {"approximate": "tanh"})
 
-    return handle
+
+def _sum(call: NodeCall, _: int) -> Op | None:
+    value: Any = call.input(0)
+    for each in call.inputs[1:]:
+        value = Op("add", (value, each))
+    return value if isinstance(value, Op) else Op("pass", (value,))
+
+
+def _scaled_silu(call: NodeCall, _: int) -> Op:
+    scale: Any = call.input(1) or call.attribute("alpha", 1.0)
+    return Op("silu", (Op("mul", (call.input(0), scale)),))
 
 
 def _swish(name: str) -> Callable[[NodeCall, int], Op | None]:
@@ -224,7 +248,7 @@ def _named(kind: str) -> Callable[[NodeCall, int], Op | None]:
 
 HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
     # of two values
-    "Add": _elementwise("add", 2), "Sub": _elementwise("sub", 2), "Mul": _elementwise("mul", 2),
+    "Add": _elementwise("add", 2), "Sum": _sum, "Sub": _elementwise("sub", 2), "Mul": _mul,
     "Div": _elementwise("div", 2), "Pow": _elementwise("pow", 2),
     "Max": _elementwise("maximum", 2), "Min": _elementwise("minimum", 2), "Clip": _clip,
     "Greater": _elementwise("greater", 2), "Less": _elementwise("less", 2), "Where": _elementwise("where", 3),
@@ -233,7 +257,7 @@ HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
         "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf", "Relu", "Softplus",
         "Mish",
     )},
-    "Gelu": _gelu, "FastGelu": _biased_gelu("tanh"), "BiasGelu": _biased_gelu("none"),
+    "Gelu": _gelu, "FastGelu": _fast_gelu, "ScaledSiLU": _scaled_silu,
     "QuickGelu": _swish("QuickGelu"), "Swish": _swish("Swish"),
     # what changes no number
     "Cast": _cast, "Identity": _named("pass"), "Dropout": _dropout,
@@ -242,7 +266,8 @@ HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
     "ReduceMean": _mean, "RMSNormalization": _norm("rms_norm", 1e-5),
     "SimplifiedLayerNormalization": _norm("rms_norm", 1e-5), "LayerNormalization": _norm("layer_norm", 1e-5),
     # products with weights
-    "MatMul": _matmul, "Gemm": _gemm, "FusedMatMul": _fused_matmul,
+    "MatMul": _matmul, "Gemm": _gemm, "FusedMatMul": _fused_matmul, "TransposeMatMul": _fused_matmul,
+    **quantised.HANDLERS,
     # pieces
     "Transpose": _transpose, "Split": _split, "Slice": _slice,
     # others

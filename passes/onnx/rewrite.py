@@ -22,7 +22,7 @@ from fxfuse.passes.onnx.view import OnnxView
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 
-__all__ = ["Writer", "insert", "rewrite_group"]
+__all__ = ["Writer", "cast_to", "copy_region", "insert", "numpy_dtype", "put_branch", "rewrite_group", "unit_norm"]
 
 
 class Writer:
@@ -35,11 +35,12 @@ class Writer:
         self.before: gs.Node | None = None
         self.branch = ""
         self.constants: list[gs.Constant] = []
+        self.weights: dict[str, str] = {}
         self._taken = set(graph.tensors())
 
     def constant(self, name: str, array: np.ndarray) -> gs.Constant:
         """A stored tensor named under the prefix."""
-        tensor = gs.Constant(self._free(name), array)
+        tensor = gs.Constant(self.free(f"{self.prefix}/{name}"), array)
         self.constants.append(tensor)
         return tensor
 
@@ -47,16 +48,17 @@ class Writer:
         self, op: str, inputs: Sequence[gs.Tensor], name: str, like: gs.Tensor | None = None, **attrs: object
     ) -> gs.Variable:
         """A node with one output, named under the prefix; `like` lends the output its type."""
-        output = gs.Variable(self._free(name), dtype=like.dtype if like is not None else None)
+        own = self.free(f"{self.prefix}/{name}")
+        output = gs.Variable(own, dtype=like.dtype if like is not None else None)
         domain = attrs.pop("domain", None)
         self.nodes.append(gs.Node(op, output.name, attrs, list(inputs), [output], domain=domain))
         return output
 
-    def _free(self, name: str) -> str:
-        base = f"{self.prefix}/{name}"
-        candidate, count = base, 1
+    def free(self, name: str) -> str:
+        """`name`, numbered where a tensor has it already; taken from now on."""
+        candidate, count = name, 1
         while candidate in self._taken:
-            candidate, count = f"{base}_{count}", count + 1
+            candidate, count = f"{name}_{count}", count + 1
         self._taken.add(candidate)
         return candidate
 
@@ -71,19 +73,25 @@ def rewrite_group(
 
     New nodes stand in `Writer.nodes`, in order; `insert` puts them into the graph.
     """
-    first, last = blocks[0], blocks[-1]
     writer = Writer(view.graph, prefix)
     tensors = {
         name: writer.constant(name, array.T if array.ndim == 2 else array) for name, array in weights.items()
     }
-    branch = _as_typed(view, writer, _wide_branch(view, writer, first, tensors), last)
+    writer.weights = {name: tensor.name for name, tensor in tensors.items()}
+    put_branch(view, writer, blocks, _wide_branch(view, writer, blocks[0], tensors))
+    return writer
+
+
+def put_branch(view: OnnxView, writer: Writer, blocks: Sequence[Block], branch: gs.Tensor) -> None:
+    """Let the last add of `blocks` read the stream before the first and the wide `branch`."""
+    first, last = blocks[0], blocks[-1]
+    branch = _as_typed(view, writer, branch, last)
     add = view.tensors[str(last.out)].inputs[0]
     for index, value in enumerate(add.inputs):
         add.inputs[index] = branch if value.name == last.branch else view.tensors[str(first.x)]
     for block in blocks[1:]:
         _redirect_shapes(view, block, first.x)
     writer.before, writer.branch = add, branch.name
-    return writer
 
 
 def insert(graph: gs.Graph, writers: Sequence[Writer]) -> None:
@@ -97,27 +105,27 @@ def _wide_branch(
     view: OnnxView, writer: Writer, first: Block, weights: Mapping[str, gs.Constant]
 ) -> gs.Tensor:
     activation = first.ffn.activation
-    hidden = _unit_norm(view, writer, first)
+    hidden = unit_norm(view, writer, first)
     known = {activation.gate: _linear(writer, hidden, weights, "gate")}
     if activation.up is not None:
         known[activation.up] = _linear(writer, hidden, weights, "up")
-    inner = _copy_region(view, writer, activation.output, known)
+    inner = copy_region(view, writer, activation.output, known)
     return _linear(writer, inner, weights, "down")
 
 
-def _unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
+def unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
+    """The first block's norm without its gain, in the type of its weights."""
     norm = first.norm
     if norm.unit is not None:
-        tensor = view.tensors[str(norm.unit)]
-    else:
-        operator = view.tensors[str(norm.operator)].inputs[0]
-        kind = view.dtype(operator.inputs[1].name) or first.dtype
-        ones = writer.constant("unit_gain", np.ones(first.hidden_size, _numpy_dtype(kind)))
-        like = view.tensors[str(norm.operator)]
-        tensor = writer.node(
-            operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
-        )
-    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)
+        return cast_to(view, writer, str(norm.unit), first.dtype, "norm_cast")
+    operator = view.tensors[str(norm.operator)].inputs[0]
+    kind = view.dtype(operator.inputs[1].name) or first.dtype
+    ones = writer.constant("unit_gain", np.ones(first.hidden_size, numpy_dtype(kind)))
+    like = view.tensors[str(norm.operator)]
+    tensor = writer.node(
+        operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
+    )
+    known = view.dtype(norm.operator)
     return tensor if known in (None, first.dtype) else _cast(writer, tensor, "norm_cast", first.dtype)
 
 
@@ -127,12 +135,19 @@ def _as_typed(view: OnnxView, writer: Writer, branch: gs.Tensor, last: Block) ->
     return branch if known in (None, last.dtype) else _cast(writer, branch, "branch_cast", str(known))
 
 
+def cast_to(view: OnnxView, writer: Writer, value: str, dtype: str, name: str) -> gs.Tensor:
+    """A value of the graph in `dtype`."""
+    tensor = view.tensors[value]
+    return tensor if view.dtype(value) in (None, dtype) else _cast(writer, tensor, name, dtype)
+
+
 def _cast(writer: Writer, tensor: gs.Tensor, name: str, dtype: str) -> gs.Tensor:
     kind = {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
     return writer.node("Cast", [tensor], name, to=int(getattr(onnx.TensorProto, kind)))
 
 
-def _numpy_dtype(name: str) -> np.dtype:
+def numpy_dtype(name: str) -> np.dtype:
+    """The array type of an element type that is spelled as in torch."""
     if name == "bfloat16":
         return onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
     return np.dtype(name)
@@ -144,7 +159,7 @@ def _linear(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], ro
     return product if bias is None else writer.node("Add", [product, bias], f"{role}_proj_bias", x)
 
 
-def _copy_region(view: OnnxView, writer: Writer, output: Value, known: dict[Value, gs.Tensor]) -> gs.Tensor:
+def copy_region(view: OnnxView, writer: Writer, output: Value, known: dict[Value, gs.Tensor]) -> gs.Tensor:
     """Copy the elementwise operators above `output`, with new values in the place of the products."""
     inside = region(view, output, lambda value: value in known)
     producers = {id(node): node for node in (view.tensors[str(each)].inputs[0] for each in inside.interior)}

@@ -6,12 +6,14 @@ not touched keeps its NodeProto byte for byte; only new nodes and constants come
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from fxfuse.passes.naming import MARK
+from fxfuse.passes.onnx.copies import copy_fields
 from fxfuse.passes.onnx.rewrite import Writer
 from fxfuse.passes.onnx.view import OnnxView
 
@@ -19,23 +21,24 @@ __all__ = ["splice"]
 
 
 def splice(
-    original: onnx.ModelProto, view: OnnxView, writers: Sequence[Writer], marks: Sequence[str]
+    original: onnx.ModelProto,
+    view: OnnxView,
+    writers: Sequence[Writer],
+    marks: Sequence[str],
+    store: Callable[[gs.Constant], onnx.TensorProto | None] = lambda _: None,
 ) -> onnx.ModelProto:
-    """`original` with `view.graph`'s changes; `marks` says for each writer which blocks its nodes come from.
+    """`original` with `view.graph`'s changes; `marks` names the blocks that each writer's nodes come from.
 
-    `view` was read from `original`, or from a copy that differs in inferred shapes alone.
+    `view` was read from `original`, or from a copy that differs in inferred shapes alone. `store` gives a
+    new constant as it is to be stored; what it gives None for is taken into the model.
     """
     origin = {id(node): mark for writer, mark in zip(writers, marks, strict=True) for node in writer.nodes}
     new = [tensor for writer in writers for tensor in writer.constants]
     alive = _alive(view, {id(node) for node in view.graph.nodes})
     model = onnx.ModelProto()
-    for field, value in original.ListFields():
-        if field.name != "graph":
-            _copy(model, field.name, value)
+    copy_fields(original, model, without=("graph",))
     source, graph = original.graph, model.graph
-    for field, value in source.ListFields():
-        if field.name not in ("node", "initializer", "value_info", "input"):
-            _copy(graph, field.name, value)
+    copy_fields(source, graph, without=("node", "initializer", "value_info", "input"))
     kept = [node for node in view.graph.nodes if id(node) in alive]
     graph.node.extend(_proto(view, node, origin) for node in kept)
     gone = _gone(view, kept)
@@ -43,25 +46,25 @@ def splice(
     stored = {tensor.name for tensor in source.initializer}
     graph.input.extend(value for value in source.input if value.name not in gone & stored)
     graph.initializer.extend(tensor for tensor in source.initializer if tensor.name not in gone)
-    graph.initializer.extend(OnnxExporter.export_tensor_proto(tensor) for tensor in new)
+    graph.initializer.extend(store(tensor) or _stored(tensor) for tensor in new)
     graph.value_info.extend(value for value in source.value_info if value.name not in gone)
     return model
 
 
-def _copy(target: object, name: str, value: object) -> None:
-    if isinstance(value, (str, bytes, int, float)):
-        setattr(target, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    else:
-        getattr(target, name).extend(value)
+def _stored(tensor: gs.Constant) -> onnx.TensorProto:
+    """A constant as it is stored; onnx-graphsurgeon cannot pack integers of less than a byte."""
+    if tensor.values.dtype.name in ("int2", "uint2", "int4", "uint4"):
+        return onnx.numpy_helper.from_array(tensor.values, tensor.name)
+    proto: onnx.TensorProto = OnnxExporter.export_tensor_proto(tensor)
+    return proto
 
 
 def _proto(view: OnnxView, node: gs.Node, origin: dict[int, str]) -> onnx.NodeProto:
     proto = view.proto(node)
     if proto is None:
         exported: onnx.NodeProto = OnnxExporter.export_node(node)
-        exported.metadata_props.add(key="fxfuse.blocks", value=origin[id(node)])
+        if origin[id(node)]:
+            exported.metadata_props.add(key=MARK, value=origin[id(node)])
         return exported
     inputs = [each.name for each in node.inputs]
     if inputs == list(proto.input):

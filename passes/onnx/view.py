@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,38 @@ import onnx_graphsurgeon as gs
 import torch
 
 from fxfuse.passes.elementwise import FUNCTIONS
-from fxfuse.passes.onnx.integers import fold_integers
+from fxfuse.passes.naming import MARK, is_wide_weight
+from fxfuse.passes.onnx.constants import BROADCASTING, DEEPEST, UNREADABLE, may_broadcast
+from fxfuse.passes.onnx.integers import fold_integers, is_whole_shape
 from fxfuse.passes.onnx.names import scope_of
 from fxfuse.passes.onnx.ops import HANDLERS, NodeCall, torch_dtype_name
+from fxfuse.passes.onnx.provenance import read_provenance
 from fxfuse.passes.records import Value
 from fxfuse.passes.view import Op
 
-__all__ = ["OnnxView", "to_torch"]
+__all__ = ["OnnxView", "to_numpy", "to_torch"]
+
+Handler = Callable[[NodeCall, int], Op | None]
+
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
 class OnnxView:
-    """Reads the main graph of `model`; `read` turns a stored tensor into an array, wherever its bytes lie."""
+    """Reads the main graph of `model`; `read` turns a stored tensor into an array, wherever its bytes lie.
+
+    `whole`: outputs of nodes that hide others and could not be written out, and why.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, read: Callable[[onnx.TensorProto], np.ndarray[Any, Any]]
+        self,
+        model: onnx.ModelProto,
+        read: Callable[[onnx.TensorProto], np.ndarray[Any, Any]],
+        whole: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.graph = gs.import_onnx(model)
         self._read = read
+        self._whole = whole or {}
         self.tensors: dict[Value, gs.Tensor] = self.graph.tensors()
         self._outputs = {each.name for each in self.graph.outputs}
         for subgraph in self.graph.subgraphs(recursive=True):
@@ -37,8 +52,14 @@ class OnnxView:
         self._protos = dict(zip(map(id, self.graph.nodes), model.graph.node, strict=True))
         self._positions = {id(node): index for index, node in enumerate(self.graph.nodes)}
         self.read_before = {each.name for node in self._walk(self.graph) for each in node.inputs}
+        self._origins: dict[Value, tuple[str, ...]] = {
+            name: group.blocks for group in read_provenance(model)[0] for name in group.weights.values()
+        }
         self._ops: dict[Value, Op] = {}
-        self._stored: dict[Value, onnx.TensorProto] = {each.name: each for each in model.graph.initializer}
+        self._stored: dict[Value, onnx.TensorProto] = {
+            each.name: each for each in model.graph.initializer if each.data_type not in UNREADABLE
+        }
+        self._depths: dict[Value, int] = {}
         self._constants: set[Value] = set(self._stored)
         for node in self.graph.nodes:
             self._translate(node)
@@ -79,6 +100,8 @@ class OnnxView:
             return tuple(self._stored[value].dims)
         tensor = self.tensors.get(value)
         op = self._ops.get(value)
+        if op is not None and op.kind in ("dequantize", "dequantize_packed", "quantize"):
+            return op.attrs["shape"] if "shape" in op.attrs else self.shape(op.inputs[0])
         if tensor is not None and tensor.shape is not None:
             return tuple(size if isinstance(size, int) and size >= 0 else None for size in tensor.shape)
         if op is not None and op.kind in ("transpose", "cast", "pass") and value in self._constants:
@@ -93,6 +116,8 @@ class OnnxView:
         op = self._ops.get(value)
         if op is not None and op.kind == "cast":
             return str(op.attrs["dtype"])
+        if op is not None and op.kind in ("dequantize", "dequantize_packed"):
+            return self.dtype(op.inputs[1])
         tensor = self.tensors.get(value)
         if tensor is not None and tensor.dtype is not None:
             is_number = isinstance(tensor.dtype, int)
@@ -114,8 +139,25 @@ class OnnxView:
         tensor = self.tensors.get(value)
         if tensor is None or not tensor.inputs:
             return scope_of(None, str(value))
-        weights = [each.name for each in tensor.inputs[0].inputs if each.name in self._constants]
-        return scope_of(self._protos.get(id(tensor.inputs[0])), weights[0] if weights else "")
+        weights = [
+            each.name
+            for each in tensor.inputs[0].inputs
+            if each.name in self._constants and len(each.outputs) < 2  # a shared one names another layer
+        ]
+        return scope_of(self._protos.get(id(tensor.inputs[0])), *weights)
+
+    def origin(self, value: Value) -> tuple[str, ...] | None:
+        """See `View.origin`: by the model's record, by the node's mark, by the weight's name in torch."""
+        if value in self._origins:
+            return self._origins[value]
+        tensor = self.tensors.get(value)
+        proto = self._protos.get(id(tensor.inputs[0])) if tensor is not None and tensor.inputs else None
+        notes = {entry.key: entry.value for entry in proto.metadata_props} if proto else {}
+        if MARK in notes:
+            return tuple(notes[MARK].split(", "))
+        # torch.onnx gives a weight that it transposes a number for a name, and notes the old one.
+        names = notes.values() if proto else [str(value)] if value in self._stored else []
+        return () if any(map(is_wide_weight, names)) else None
 
     def proto(self, node: gs.Node) -> onnx.NodeProto | None:
         """The NodeProto that `node` was read from; None for a new node."""
@@ -155,7 +197,7 @@ class OnnxView:
         node = tensor.inputs[0] if tensor is not None and tensor.inputs else None
         if node is not None and node.op == "Concat":
             return self.last_integer(node.inputs[-1].name)
-        if node is not None and node.op == "Shape" and not node.attrs:
+        if node is not None and is_whole_shape(node):
             return self.width(node.inputs[0].name)
         known = self.integers(value, [])
         return known[-1] if known else None
@@ -190,14 +232,50 @@ class OnnxView:
     def _translate(self, node: gs.Node) -> None:
         if node.op == "Constant" and self._keep_constant(node):
             return
-        call, handler = NodeCall(node, self), HANDLERS.get(node.op)
+        call, known = NodeCall(node, self), (node.domain or "") in _DOMAINS
+        handler = HANDLERS.get(node.op) if known else None
         for index, output in enumerate(node.outputs):
-            op = handler(call, index) if handler is not None else None
-            op = op or Op(node.op, tuple(each.name for each in node.inputs if each.name))
-            self._ops[output.name] = op
+            op = self._handled(handler, call, index) if handler is not None else None
+            if output.name in self._whole:
+                op = Op("whole", tuple(call.inputs), {"reason": self._whole[output.name]})
+            op = op or Op(_native_kind(node.op), tuple(each.name for each in node.inputs if each.name))
+            op = self._ops[output.name] = self._with_named_weight(output.name, op)
             operands = [each for each in op.inputs if each is not None]
             if op.kind in FUNCTIONS and operands and all(self._is_fixed(each) for each in operands):
-                self._constants.add(output.name)
+                self._add_constant(output.name, op)
+
+    @staticmethod
+    def _handled(handler: Handler, call: NodeCall, index: int) -> Op | None:
+        """The operator, if its node is as the operator must be; else ONNX Runtime tells what is wrong."""
+        try:
+            return handler(call, index)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return None
+
+    def _add_constant(self, name: str, op: Op) -> None:
+        """Keep `name` as a constant, unless it cannot be computed or is computed in too many steps."""
+        depth = 1 + max(self._depth(each) for each in op.inputs)
+        shapes = [self.shape(each) for each in op.inputs if isinstance(each, str)]
+        if depth <= DEEPEST and (op.kind not in BROADCASTING or may_broadcast(shapes)):
+            self._depths[name] = depth
+            self._constants.add(name)
+
+    def _depth(self, operand: Any) -> int:
+        if isinstance(operand, Op):
+            return 1 + max((self._depth(each) for each in operand.inputs), default=0)
+        return self._depths.get(operand, 0)
+
+    def _with_named_weight(self, output: str, op: Op) -> Op:
+        """`op`; a weight that its node holds inside becomes a constant of the graph named on its own."""
+        if op.kind != "linear" or not isinstance(op.inputs[1], Op) or not op.inputs[1].inputs:
+            return op
+        name, weight = f"{output}:weight", op.inputs[1]
+        self._ops[name] = weight
+        if weight.inputs[0] in self._origins:
+            self._origins[name] = self._origins[weight.inputs[0]]
+        if all(self._is_fixed(each) for each in weight.inputs):
+            self._constants.add(name)
+        return replace(op, inputs=(op.inputs[0], name, *op.inputs[2:]))
 
     def _keep_constant(self, node: gs.Node) -> bool:
         attributes = self._protos[id(node)].attribute
@@ -214,6 +292,8 @@ class OnnxView:
             )
         else:
             return False
+        if tensor.data_type in UNREADABLE:
+            return False
         self._stored[name] = tensor
         self._constants.add(name)
         return True
@@ -224,9 +304,28 @@ class OnnxView:
         return isinstance(operand, (int, float)) or operand in self._constants
 
 
+def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as an array; bfloat16 goes by its bits."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+        return tensor.view(torch.int16).numpy().view(kind)
+    return tensor.numpy()
+
+
+def _native_kind(op: str) -> str:
+    """The kind of an operator that is not translated, which is none of the vocabulary's."""
+    return f"another {op}" if op[:1].islower() else op
+
+
+_SMALL = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
+
+
 def to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """An array as a tensor over the same memory; bfloat16 goes by its bits, as NumPy's own types lack it."""
     array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.name in _SMALL:
+        array = array.astype(_SMALL[array.dtype.name])
     with warnings.catch_warnings():
         # Weights read from a file are read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

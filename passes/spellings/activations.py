@@ -23,6 +23,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "mish": F.mish,
+    "softplus": F.softplus,
+    "hardswish": F.hardswish,
+    "elu": F.elu,
+    "selu": F.selu,
+    "leaky_relu": F.leaky_relu,
     "identity": lambda x: x,
 }
 

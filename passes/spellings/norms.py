@@ -1,26 +1,32 @@
 r"""RMSNorm and LayerNorm, as one operator or spelled out.
 
-    rms:    y = x * r(mean(x^2))                     r(m) = 1 / sqrt(m + eps)
+    rms:    y = x * r(mean(x^2))                     r(m) = c / sqrt(m + eps)
     layer:  y = z * r(mean(z^2)),  z = x - mean(x)
 
 followed by constants (gain, gain + 1, bias) in any order, with casts anywhere. r is recognised by what it
-computes: 1 / r(m)^2 is m + eps. So rsqrt(m + eps), 1 / sqrt(m + eps), (m + eps)^-0.5 and x / sqrt(m + eps)
-are one spelling.
+computes: 1 / r(m)^2 is a straight line in m. So rsqrt(m + eps), 1 / sqrt(m + eps), (m + eps)^-0.5,
+x / sqrt(m + eps), x / |x| * sqrt(n) and a variance taken as mean(x^2) - mean(x)^2 are one spelling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 
-from fxfuse.passes.elementwise import Region, constant, evaluate, region
+from fxfuse.passes.elementwise import constant, evaluate, region
+from fxfuse.passes.recipes import Memo, recipe
 from fxfuse.passes.records import Norm, Step, Value
-from fxfuse.passes.spellings.affine import peel_while
+from fxfuse.passes.spellings.affine import is_per_channel, peel_while
 from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, strip
 
 __all__ = ["match_norm"]
 
+_LINES: Memo[tuple[float, float] | None] = Memo()
 _OPERATORS = {"rms_norm": "rms", "layer_norm": "layer"}
 _PROBES = torch.tensor([0.0, 1.0, 1e-6, 1e-3, 7.0, 1e4], dtype=torch.float64)
+_MEANS = torch.tensor([0.0, -0.5, 5e-4, 0.02, 2.0, -90.0], dtype=torch.float64)  # mean(x), with squares below
 
 
 def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
@@ -31,7 +37,7 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
     op = op_of(view, unit)
     if op is None:
         return None
-    found = _operator(view, op, unit, core, output, gain) if op.kind in _OPERATORS else None
+    found = _operator(view, op, unit, core, output, gain, passed) if op.kind in _OPERATORS else None
     if found is None:
         found = _spelled_out(view, op, core, output, gain, passed)
     if found is None:
@@ -43,19 +49,30 @@ def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
 
 
 def _operator(
-    view: View, op: Op, unit: Operand, core: Operand, output: Value, steps: tuple[Step, ...]
+    view: View,
+    op: Op,
+    unit: Operand,
+    core: Operand,
+    output: Value,
+    steps: tuple[Step, ...],
+    trail: set[Value],
 ) -> Norm | None:
     eps = op.attrs["eps"]
     if isinstance(unit, Op) or isinstance(core, Op) or not is_constant(view, eps):
         return None
-    source, *constants = op.inputs
+    kind, source, constants = _OPERATORS[op.kind], op.inputs[0], op.inputs[1:]
+    if not all(each is None or is_per_channel(view, each) for each in constants):
+        return None
+    inner: set[Value] = set()
+    if kind == "rms" and _centred(view, source, inner)[0] == "layer":
+        kind, source = _centred(view, source, trail)
     own: list[Step] = []
     if constants and constants[0] is not None:
         own.append(Step("mul", constants[0]))
     if len(constants) > 1 and constants[1] is not None:
         own.append(Step("add", constants[1]))
     return Norm(
-        kind=_OPERATORS[op.kind],
+        kind=kind,
         source=source,
         output=output,
         unit=None if own else core,
@@ -77,37 +94,73 @@ def _spelled_out(
         scale = _row_scale(view, factor, value, inverse=op.kind == "div", trail=inner)
         if scale is None:
             continue
-        eps, source, kind = scale
         trail |= inner
         unit = None if isinstance(core, Op) else core
-        return Norm(kind, source, output, unit, None, gain, eps)
+        return Norm(scale.kind, scale.source, output, unit, None, gain, scale.eps, scale.scale)
     return None
 
 
 def _row_scale(
     view: View, factor: Operand, value: Operand, *, inverse: bool, trail: set[Value]
-) -> tuple[float, Operand, str] | None:
-    """eps, source and kind when `factor` normalises `value`; None otherwise."""
+) -> _Scale | None:
+    """What `factor` says of the norm when it normalises `value`; None when it does not."""
     if isinstance(factor, (int, float)) or factor is None:
         return None
-    inside = region(view, factor, lambda each: _is_mean(view, each))
-    if len(inside.leaves) != 1 or inside.foreign or inside.dropout:
+    inside = region(view, factor, lambda each: _is_mean(view, each), rowwise=True)
+    if not 1 <= len(inside.leaves) <= 2 or inside.foreign or inside.dropout:
         return None
-    mean = op_of(view, inside.leaves[0])
-    squared = _squared(view, mean.inputs[0], trail) if mean else None
-    eps = _straight_line(view, factor, inside, inverse)
-    if squared is None or eps is None:
+    means = _means_of(view, inside.leaves, trail)
+    line = _straight_line(view, factor, means, inverse) if means is not None else None
+    if means is None or line is None:
         return None
-    trail |= inside.interior | set(inside.leaves)
+    trail |= inside.interior | _covered(view, inside.leaves)
     kind, source = _centred(view, value, trail)
-    if (kind, source) != _centred(view, squared, trail):
-        return None
-    return eps, source, kind
+    same = (kind, source) == _centred(view, means.squared, trail)
+    if means.average is not None:
+        same = kind == "layer" and strip(view, means.squared) == source
+    return _Scale(*line, kind, source) if same else None
 
 
-def _is_mean(view: View, value: Value) -> bool:
-    op = view.op(value)
-    return op is not None and op.kind == "mean"
+@dataclass(frozen=True)
+class _Scale:
+    """scale / sqrt(m + eps), with m the mean square of `source`, or its variance."""
+
+    eps: float
+    scale: float
+    kind: str
+    source: Operand
+
+
+@dataclass(frozen=True)
+class _Means:
+    """The means that a factor is computed from: that of `squared`'s square, and that of `squared` itself."""
+
+    squared: Operand
+    square: Value | Op
+    average: Value | Op | None
+
+
+def _means_of(view: View, leaves: list[Value | Op], trail: set[Value]) -> _Means | None:
+    """One mean of squares; or mean(x^2) and mean(x), which give the variance as their difference."""
+    for square, *others in (leaves, leaves[::-1]):
+        op = op_of(view, square)
+        passed: set[Value] = set()
+        squared = _squared(view, op.inputs[0], passed) if op is not None else None
+        average = op_of(view, others[0]) if others else None
+        if squared is None or (average is not None and not _reads(view, average, squared, passed)):
+            continue
+        trail |= passed
+        return _Means(squared, square, others[0] if others else None)
+    return None
+
+
+def _reads(view: View, mean: Op, source: Operand, trail: set[Value]) -> bool:
+    return strip(view, mean.inputs[0], trail) == strip(view, source)
+
+
+def _is_mean(view: View, value: Operand) -> bool:
+    op = op_of(view, value)
+    return op is not None and op.kind in ("mean", "row_mean")
 
 
 def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
@@ -129,29 +182,87 @@ def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
     return None
 
 
-def _straight_line(view: View, factor: Operand, inside: Region, inverse: bool) -> float | None:
-    """Read eps off r(m) = 1 / sqrt(m + eps), if `factor` is one."""
+def _straight_line(view: View, factor: Operand, means: _Means, inverse: bool) -> tuple[float, float] | None:
+    """Read eps and c off r(m) = c / sqrt(m + eps), if `factor` is one."""
+    average = _PROBES.sign() * _MEANS if means.average is not None else torch.zeros_like(_PROBES)
+    known = {means.square: _as_rows(view, means.square, _PROBES + average.square())}
+    if means.average is not None:
+        known[means.average] = _as_rows(view, means.average, average)
+    key = recipe(view, factor, list(known))
+    return _LINES.get(key and (key, inverse), lambda: _line(view, factor, known, inverse))
+
+
+def _line(
+    view: View, factor: Operand, known: dict[Value | Op, torch.Tensor], inverse: bool
+) -> tuple[float, float] | None:
     try:
-        r = evaluate(view, factor, {inside.leaves[0]: _PROBES}, torch.float64)
+        r = evaluate(view, factor, known, torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
-    line = r.square() if inverse else r.square().reciprocal()
-    if line.shape != _PROBES.shape or not torch.isfinite(line).all() or bool((r < 0).any()):
+    if r.numel() != len(_PROBES) or r.shape[-2:] != (len(_PROBES), 1) or bool((r < 0).any()):
         return None
-    return float(line[0]) if torch.allclose(line, line[0] + _PROBES, rtol=1e-6, atol=1e-12) else None
+    line = (r.square() if inverse else r.square().reciprocal()).reshape(-1)
+    slope = float(line[-1] - line[0]) / float(_PROBES[-1])
+    if not torch.isfinite(line).all() or not 1e-12 < slope < 1e12:
+        return None
+    line = line / slope
+    straight = torch.allclose(line, line[0] + _PROBES, rtol=1e-6, atol=1e-12)
+    return (float(line[0]), _rounded(slope**-0.5)) if straight else None
+
+
+def _covered(view: View, operands: Iterable[Operand]) -> set[Value]:
+    """The values of the graph that stand behind `operands`."""
+    found: set[Value] = set()
+    for each in operands:
+        op = op_of(view, each)
+        found.update(op.via if op is not None else ())
+        found.update({each} if not isinstance(each, Op) else ())
+    return found
+
+
+def _as_rows(view: View, mean: Value | Op, values: torch.Tensor) -> torch.Tensor:
+    """One value a row; as a column where the mean keeps its axis."""
+    op = op_of(view, mean)
+    return values[:, None] if op is not None and op.kind == "mean" else values
+
+
+def _rounded(scale: float) -> float:
+    """1 where the scale differs from it by rounding alone."""
+    return 1.0 if abs(scale - 1.0) < 1e-6 else scale
 
 
 def _centred(view: View, operand: Operand, trail: set[Value]) -> tuple[str, Operand]:
     """("layer", x) where `operand` is x - mean(x), ("rms", x) otherwise, with casts passed over."""
     value = strip(view, operand, trail)
     op = op_of(view, value)
-    if op is not None and op.kind == "sub":
-        mean_value = strip(view, op.inputs[1])
-        mean = op_of(view, mean_value)
-        is_mean = mean is not None and mean.kind == "mean"
-        if mean is not None and is_mean and strip(view, mean.inputs[0]) == strip(view, op.inputs[0]):
-            strip(view, op.inputs[1], trail)
-            strip(view, mean.inputs[0], trail)
-            trail.update(each for each in (value, mean_value) if not isinstance(each, Op))
-            return "layer", strip(view, op.inputs[0], trail)
+    if op is not None and op.kind in ("sub", "add") and len(op.inputs) == 2:
+        pairs = [op.inputs, op.inputs[::-1]] if op.kind == "add" else [op.inputs]
+        for source, shift in pairs:
+            inner: set[Value] = set()
+            sign = 1.0 if op.kind == "sub" else -1.0
+            if _is_average(view, shift, strip(view, source, inner), sign, inner):
+                trail |= inner | _covered(view, [value])
+                return "layer", strip(view, source)
     return "rms", value
+
+
+def _is_average(view: View, shift: Operand, source: Operand, sign: float, trail: set[Value]) -> bool:
+    """Whether `shift` is sign * mean(source), kept as a column."""
+    if shift is None or isinstance(shift, (int, float)):
+        return False
+    inside = region(view, shift, lambda each: _is_mean(view, each), 16, rowwise=True)
+    if len(inside.leaves) != 1 or inside.foreign or inside.dropout:
+        return False
+    (leaf,) = inside.leaves
+    mean = op_of(view, leaf)
+    if mean is None or not _reads(view, mean, source, trail):
+        return False
+    values = _as_rows(view, leaf, _MEANS)
+    try:
+        found = evaluate(view, shift, {leaf: values}, torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    trail |= inside.interior | _covered(view, [leaf])
+    return found.shape[-2:] == (len(_MEANS), 1) and torch.allclose(
+        found.reshape(-1), sign * _MEANS, rtol=1e-6
+    )

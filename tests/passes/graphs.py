@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
 from torch.export import ExportedProgram
 from torch.nn import functional as F
 
@@ -55,6 +58,27 @@ ACTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "sigmoid": (torch.sigmoid, "sigmoid"),
     "mish": (F.mish, "mish"),
     "mish by hand": (lambda x: x * torch.tanh(F.softplus(x)), "mish"),
+    "mish by log1p": (lambda x: x * torch.tanh(torch.log1p(torch.exp(x))), "mish"),
+    "mish with a threshold": (lambda x: x * torch.where(x > 20, x, torch.log1p(x.exp())).tanh(), "mish"),
+    "relu as where": (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), "relu"),
+    "relu as mask": (lambda x: x * (x >= 0), "relu"),
+    "relu as fill": (lambda x: x.masked_fill(x <= 0, 0.0), "relu"),
+    "relu squared as clip": (lambda x: torch.clip(x, 0) ** 2, "relu_squared"),
+    "silu by tanh": (lambda x: 0.5 * x * (1.0 + torch.tanh(x / 2)), "silu"),
+    "silu by expit": (lambda x: x * torch.special.expit(x), "silu"),
+    "gelu by erfc": (lambda x: 0.5 * x * torch.erfc(-x * 0.5**0.5), "gelu"),
+    "softplus": (F.softplus, "softplus"),
+    "softplus sharper": (lambda x: F.softplus(x, 2.0, 10.0), "elementwise"),
+    "hardswish": (F.hardswish, "hardswish"),
+    "hardswish by hand": (lambda x: x * F.relu6(x + 3.0) / 6.0, "hardswish"),
+    "elu": (F.elu, "elu"),
+    "elu by hand": (lambda x: torch.where(x > 0, x, torch.expm1(x)), "elu"),
+    "selu": (F.selu, "selu"),
+    "celu": (lambda x: F.celu(x, 1.3), "elementwise"),
+    "leaky relu": (F.leaky_relu, "leaky_relu"),
+    "leaky relu steeper": (lambda x: F.leaky_relu(x, 0.2), "elementwise"),
+    "leaky relu by hand": (lambda x: torch.maximum(x, 0.01 * x), "leaky_relu"),
+    "silu squared": (lambda x: F.silu(x).square(), "elementwise"),
     "nameless": (lambda x: torch.tanh(x) + 0.1 * x, "elementwise"),
 }
 
@@ -254,6 +278,33 @@ def core(model: nn.Module, x: Tensor) -> FxView:
         return view_of_program(exporters.exported(model, (x,)).run_decompositions())
 
 
+def aot(model: nn.Module, x: Tensor) -> FxView:
+    """What AOTAutograd gives a compiler, for any batch and length: parameters are nameless placeholders."""
+    caught: list[tuple[fx.GraphModule, list[Any]]] = []
+
+    def compiler(module: fx.GraphModule, _inputs: Sequence[Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            caught.append((module, list(args)))
+            return module(*args)
+
+        return make_boxed_func(call)
+
+    decompositions = core_aten_decompositions()
+    backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler, decompositions=decompositions)
+    torch._dynamo.reset()
+    x = x.clone()
+    torch._dynamo.mark_dynamic(x, [0, 1])
+    with exporters.silenced(), torch.no_grad():
+        torch.compile(model, backend=backend, fullgraph=True)(x)
+    ((module, args),) = caught
+    own = {each.data_ptr() for each in (*model.parameters(), *model.buffers())}
+    pairs = zip(module.graph.find_nodes(op="placeholder"), args, strict=True)
+    weights = {n: each for n, each in pairs if isinstance(each, Tensor) and each.data_ptr() in own}
+    view = FxView(module, weights)
+    view.module.meta["sizes"] = [each for each in args if isinstance(each, int)]
+    return view
+
+
 def view_of_program(program: ExportedProgram) -> FxView:
     """A view in which the lifted parameters, buffers and constants are weights."""
     signature = program.graph_signature
@@ -273,6 +324,7 @@ TRACERS: dict[str, Callable[..., FxView]] = {
     "dynamo": dynamo,
     "aten": aten,
     "core": core,
+    "aot": aot,
 }
 
 
@@ -309,9 +361,11 @@ def reasons(found: Found) -> str:
 
 def run(view: FxView, x: Tensor) -> Tensor:
     """The graph's first output."""
-    inputs = iter([x.clone()])
+    sizes = iter(view.module.meta.get("sizes", ()))
     nodes = view.module.graph.find_nodes(op="placeholder")
-    args = [view.weights[node] if node in view.weights else next(inputs) for node in nodes]
+    args = [
+        view.weights[n] if n in view.weights else next(sizes) if _is_size(n) else x.clone() for n in nodes
+    ]
     with torch.no_grad():
         out = view.module(*args) if not _is_program(view) else fx.Interpreter(view.module).run(*args)
     return out[0] if isinstance(out, (tuple, list)) else out
@@ -332,6 +386,10 @@ def fuse(view: FxView, groups: Sequence[Sequence[Block]] | None = None) -> FxVie
     graph.lint()
     view.module.recompile()
     return FxView(view.module, view.weights)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
 
 
 def _is_program(view: FxView) -> bool:

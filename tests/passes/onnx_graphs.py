@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.onnx.contract import contract
+from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
 from fxfuse.passes.onnx.view import OnnxView
@@ -174,8 +176,10 @@ def example(dtype: type = np.float32, batch: int = 2, length: int = 3) -> Array:
 
 
 def view_of(model: onnx.ModelProto) -> OnnxView:
-    """A view over inferred shapes."""
-    return OnnxView(onnx.shape_inference.infer_shapes(model), numpy_helper.to_array)
+    """A view over inferred shapes, with what hides other operators written out."""
+    expanded = expand(model)
+    shaped = onnx.shape_inference.infer_shapes(expanded.model)
+    return OnnxView(shaped, numpy_helper.to_array, expanded.whole)
 
 
 def find(model: onnx.ModelProto) -> Found:
@@ -193,9 +197,11 @@ def reasons(found: Found) -> str:
     return "\n".join(f"{miss.where}: {miss.reason}" for miss in found.misses)
 
 
-def fuse(model: onnx.ModelProto, groups: Sequence[Sequence[int]] | None = None) -> onnx.ModelProto:
+def fuse(
+    model: onnx.ModelProto, groups: Sequence[Sequence[int]] | None = None, view: OnnxView | None = None
+) -> onnx.ModelProto:
     """A copy in which every chain, or the groups of block indices given, is one wide FFN."""
-    view = view_of(model)
+    view = view or view_of(model)
     chains = [chain.blocks for chain in find_chains(view).chains]
     blocks = [block for chain in chains for block in chain]
     chosen = [[blocks[index] for index in group] for group in groups] if groups else chains
@@ -204,7 +210,9 @@ def fuse(model: onnx.ModelProto, groups: Sequence[Sequence[int]] | None = None) 
         wide = {name: to_numpy(tensor) for name, tensor in widen(view, group).tensors().items()}
         writers.append(rewrite_group(view, group, wide, f"fxfuse.{index}"))
     insert(view.graph, writers)
-    return splice(model, view, writers, [", ".join(block.name for block in group) for group in chosen])
+    expanded = expand(model)
+    marks = [", ".join(block.name for block in group) for group in chosen]
+    return contract(splice(expanded.model, view, writers, marks), expanded)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
@@ -221,7 +229,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 def run(model: onnx.ModelProto, x: Array, **inputs: Array) -> list[Array]:
     """All outputs in ONNX Runtime."""
-    if not any(node.op_type == "SimplifiedLayerNormalization" for node in model.graph.node):
+    if not any("LayerNormalization" in node.op_type for node in model.graph.node):
         onnx.checker.check_model(model)  # which does not know an operator of ONNX Runtime's own
     opened = session(model.SerializeToString(), "cpu")
     return [np.asarray(each) for each in opened.run(None, {"x": x, **inputs})]

@@ -37,7 +37,7 @@ def test_constants_rounded_to_half_keep_the_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [F.leaky_relu, F.softplus, F.elu, torch.sin, lambda x: 2 * F.silu(x), lambda x: x * 1.01]
+    "function", [F.softsign, F.hardsigmoid, torch.sin, lambda x: 2 * F.silu(x), lambda x: x * 1.01]
 )
 def test_what_is_near_none_is_elementwise(function) -> None:
     assert name_of(function(GATE_PROBES)) == "elementwise"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fxfuse.passes.elementwise import constant
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.records import Step
 from fxfuse.passes.spellings.affine import is_per_channel, peel, peel_while
@@ -59,6 +60,12 @@ def peeled(write) -> tuple[str, list[Step], FxView]:
         (lambda m, y: ((y + m.vector).to(torch.float64) * m.vector).to(torch.float32), ["add", "mul"]),
         (lambda m, y: y * (m.vector + 1.0), ["mul"]),
         (lambda m, y: y * (m.vector * m.scalar), ["mul"]),
+        (lambda m, y: y - m.vector, ["add"]),
+        (lambda m, y: m.vector - y, ["mul", "add"]),
+        (lambda m, y: -y, ["mul"]),
+        (lambda m, y: y * torch.relu(m.vector).sum(), ["mul"]),
+        (lambda m, y: y * m.vector.expand(3, HIDDEN), ["mul"]),
+        (lambda m, y: y * m.vector[None, None, :], ["mul"]),
     ],
 )
 def test_constants_are_peeled_in_the_order_of_application(write, kinds) -> None:
@@ -70,14 +77,14 @@ def test_constants_are_peeled_in_the_order_of_application(write, kinds) -> None:
     "write",
     [
         lambda m, y: m.vector / y,
-        lambda m, y: y - m.vector,
-        lambda m, y: m.vector - y,
         lambda m, y: y * y,
         lambda m, y: y**2,
         lambda m, y: y * m.rows,
         lambda m, y: y + m.column,
         lambda m, y: y * (m.rows + 1.0),
-        lambda m, y: y * torch.relu(m.vector).sum(),
+        lambda m, y: y - m.rows,
+        lambda m, y: m.rows - y,
+        lambda m, y: y * y.sum(),
     ],
 )
 def test_what_is_no_step_stays(write) -> None:
@@ -118,11 +125,23 @@ def test_a_shape_that_no_tracer_told_is_computed() -> None:
     view = symbolic(Applied(lambda m, y: y * (m.rows * 2.0) + (m.vector + 1.0)), example())
     (first,) = (node for node in view.module.graph.nodes if node.name == "mul")
     (second,) = (node for node in view.module.graph.nodes if node.name == "add")
-    assert (view.shape(first), is_per_channel(view, first), is_per_channel(view, second)) == (
-        None,
-        False,
-        True,
-    )
+    assert (view.shape(first), is_per_channel(view, first)) == ((3, HIDDEN), False)
+    assert (view.shape(second), is_per_channel(view, second)) == ((HIDDEN,), True)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda m, y: y - m.vector, lambda m, y: m.vector - y, lambda m, y: -y * m.scalar - 2.0]
+)
+def test_steps_compute_what_was_written(write) -> None:
+    core, steps, view = peeled(write)
+    y = torch.linspace(-1.0, 1.0, HIDDEN, dtype=torch.float64)
+    value = y
+    for step in steps:
+        operand = constant(view, step.operand)
+        value = value + operand if step.kind == "add" else value * operand
+    double = Applied(None).double()
+    double.load_state_dict(view.module.state_dict(), strict=False)
+    torch.testing.assert_close(value, write(double, y))
 
 
 @settings(max_examples=40)

@@ -331,10 +331,18 @@ def test_chains_are_the_maximal_runs_of_equal_neighbours(kinds: list[tuple[float
 # Every reason is produced somewhere
 
 
+TELLING = [
+    "budget.py", "inside.py", "plan.py", "report.py", "splitting.py", "inspection",
+    "frontends/bodies.py", "frontends/callables.py", "frontends/dynamo_graph.py",
+]  # fmt: skip
+"""The parts of fxfuse that give reasons, next to all of passes."""
+
+
 def written_reasons() -> dict[str, str]:
     """The longest fixed piece of every reason in the source: literals given to a Miss, or returned."""
     root = Path(__file__).parents[2]
-    files = [*(root / "passes").rglob("*.py"), root / "fxfuse" / "plan.py", root / "fxfuse" / "budget.py"]
+    places = [root / "passes", *(root / "fxfuse" / name for name in TELLING)]
+    files = [path for place in places for path in (place.rglob("*.py") if place.is_dir() else [place])]
     found = {}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -358,6 +366,13 @@ def _reason_nodes(node: ast.AST) -> list[ast.expr]:
         b for each in given for b in ((each.body, each.orelse) if isinstance(each, ast.IfExp) else (each,))
     ]
     return [each for each in branches if isinstance(each, (ast.JoinedStr, ast.Constant))]
+
+
+def test_every_part_that_makes_misses_is_searched() -> None:
+    root = Path(__file__).parents[2] / "fxfuse"
+    files = [path for path in root.rglob("*.py") if "passes" not in path.relative_to(root).parts]
+    making = {path.relative_to(root).as_posix() for path in files if re.search(r"\bMiss\(", path.read_text())}
+    assert making <= {*TELLING}
 
 
 def test_every_reason_is_asserted_by_a_test() -> None:

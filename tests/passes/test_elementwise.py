@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxfuse.passes.elementwise import FUNCTIONS, Region, constant, evaluate, region
 from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.quantised import formulas
 from fxfuse.passes.view import Op
 from tests.passes.graphs import HIDDEN, dynamo, example, symbolic
 
@@ -66,12 +68,12 @@ def test_a_leaf_read_twice_is_one_leaf() -> None:
         (lambda m, a, b: torch.relu(a.sum(-1, keepdim=True)) * b, "sum_1"),
         (lambda m, a, b: torch.relu(a[..., :4]).repeat(1, 1, 2) * b, "repeat"),
         (lambda m, a, b: torch.div(a, 2.0, rounding_mode="floor") * b, "div"),
-        (lambda m, a, b: torch.nn.functional.softplus(a, 2.0) * b, "softplus"),
+        (lambda m, a, b: torch.cumsum(a, -1) * b, "cumsum"),
     ],
 )
 def test_what_is_not_elementwise_is_foreign(write, foreign: str) -> None:
     view, found = walked(write)
-    assert names(view, found.foreign) == {foreign}
+    assert names(view, found.places) == {foreign}
 
 
 def test_active_dropout_is_noted() -> None:
@@ -164,13 +166,26 @@ def test_a_weight_keeps_its_type_behind_transposes_and_casts() -> None:
     torch.testing.assert_close(weight, net.b.weight.t().half().float(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(FUNCTIONS) - {"cast", "part", "transpose", "greater", "less", "where"})
-)
+OTHERS = {
+    "cast", "part", "transpose", "greater", "less", "at_least", "at_most", "where", "threshold",
+    *formulas.FUNCTIONS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - OTHERS))
 def test_every_function_takes_float64_without_attributes(name: str) -> None:
     x = torch.linspace(0.1, 2.0, 5, dtype=torch.float64)
-    two = name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum")
-    assert FUNCTIONS[name](*(x, x) if two else (x,)).dtype == torch.float64
+    two = name in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "full_like")
+    given = (x, x) if two else (x, x[:1]) if name == "prelu" else (x,)
+    assert FUNCTIONS[name](*given).dtype == torch.float64
+
+
+@pytest.mark.parametrize("written", [F.elu, F.selu, lambda x: F.celu(x, 1.3), lambda x: F.elu(x, 0.4)])
+def test_elu_and_its_kin_are_one_function(written) -> None:
+    view, found = walked(lambda m, a, b: written(a) * b)
+    x = torch.linspace(-3.0, 3.0, 13, dtype=torch.float64)
+    known = {leaf: x if view.node_name(leaf) == "linear" else torch.ones_like(x) for leaf in found.leaves}
+    torch.testing.assert_close(evaluate(view, output(view), known, torch.float64), written(x))
 
 
 def test_choices_between_two_values() -> None:
@@ -178,6 +193,8 @@ def test_choices_between_two_values() -> None:
     greater = FUNCTIONS["greater"](x, torch.tensor(0.0))
     assert FUNCTIONS["where"](greater, x, -x).tolist() == [1.0, 2.0]
     assert FUNCTIONS["less"](x, torch.tensor(0.0)).tolist() == [True, False]
+    assert FUNCTIONS["at_least"](x, torch.tensor(2.0)).tolist() == [False, True]
+    assert FUNCTIONS["at_most"](x, torch.tensor(-1.0)).tolist() == [True, False]
 
 
 UNARY = sorted({"neg", "abs", "sigmoid", "tanh", "erf", "relu", "silu", "square", "gelu"})

@@ -43,6 +43,7 @@ class Written(Layer):
         self.beta = nn.Parameter(torch.full((1,), 1.2))
         self.register_buffer("fixed", torch.tensor(0.9))
         self.drop = nn.Dropout(0.25)
+        self.glu = nn.GLU()
 
     def branch(self, x: Tensor) -> Tensor:
         return self.write(self, self.norm(x))
@@ -72,6 +73,11 @@ def up(m: Written, h: Tensor) -> Tensor:
 
 def down(m: Written, y: Tensor) -> Tensor:
     return m.mlp.down_proj(y)
+
+
+def flat(h: Tensor, bias: Tensor, weight: Tensor, **scales: float) -> Tensor:
+    """addmm over all tokens at once"""
+    return torch.addmm(bias, h.view(-1, HIDDEN), weight, **scales).view(2, 3, -1)
 
 
 def parts(m: Written) -> list[Tensor]:
@@ -115,6 +121,25 @@ def test_every_form_in_every_graph(tracer: str, form: str, bias: bool) -> None:
         lambda m, h: down(m, F.silu(gate(m, h).contiguous(), inplace=True) * up(m, h)),
         lambda m, h: gated(lambda g: g.clamp(max=7.0) * torch.sigmoid(g))(m, h),
         lambda m, h: torch.mul(down(m, F.silu(gate(m, h)) * up(m, h)), 0.25),
+        lambda m, h: down(m, F.silu(F.linear(h, parts(m)[0]) - m.vector) * up(m, h)) - m.mlp.down_proj.bias,
+        lambda m, h: m.mlp.down_proj.bias - down(m, F.silu(m.vector - gate(m, h)) * -up(m, h)),
+        lambda m, h: down(m, F.silu(flat(h, m.vector, parts(m)[0].t(), beta=0.5, alpha=2.0)) * up(m, h)),
+        lambda m, h: down(m, F.silu(torch.bmm(h, parts(m)[0].t().expand(2, HIDDEN, 12))) * up(m, h)),
+        lambda m, h: down(
+            m, F.silu(torch.baddbmm(m.vector, h, parts(m)[0].t().expand(2, -1, -1))) * up(m, h)
+        ),
+        lambda m, h: torch.einsum("...i,oi->...o", F.silu(gate(m, h)) * up(m, h), parts(m)[2]),
+        lambda m, h: torch.einsum(
+            "oi,bsi->bso", parts(m)[2], F.silu(torch.tensordot(h, parts(m)[0], ([2], [1])))
+        ),
+        lambda m, h: down(m, F.silu(F.linear(h, 2.0 * parts(m)[0] + 1.0)) * up(m, h)),
+        lambda m, h: down(m, F.silu(F.linear(h, F.normalize(parts(m)[0], dim=1))) * up(m, h)),
+        lambda m, h: (lambda w: down(m, F.silu(F.linear(h, w[:12])) * F.linear(h, w[12:])))(
+            torch.cat(parts(m)[:2])
+        ),
+        lambda m, h: down(m, F.silu(gate(m, h) * torch.full((1, 1, 1), 0.9)) * up(m, h)),
+        lambda m, h: down(m, F.silu(gate(m, h)) * m.mlp.up_proj(h * 1.0)),
+        lambda m, h: down(m, F.silu(gate(m, h))).view(6, HIDDEN).view(2, 3, 2, 4).flatten(-2),
     ],
 )
 def test_forms_written_by_hand(write: Callable[..., Tensor]) -> None:
@@ -133,12 +158,21 @@ SPLITS = {
     "tensor_split": lambda y: torch.tensor_split(y, 2, -1),
     "slices": lambda y: (y[..., :6], y[..., 6:]),
     "slices from the end": lambda y: (y[..., :-6], y[..., -6:]),
+    "slices of every axis": lambda y: (y[:, :, :6], y[:, :, 6:]),
+    "slices by half the width": lambda y: (y[..., : y.shape[-1] // 2], y[..., y.shape[-1] // 2 :]),
+    "narrow": lambda y: (y.narrow(-1, 0, 6), torch.narrow(y, 2, 6, 6)),
+    "tensor_split at an index": lambda y: torch.tensor_split(y, [6], -1),
+    "an axis of two": lambda y: (y.unflatten(-1, (2, 6))[..., 0, :], y.view(2, 3, 2, 6).select(-2, 1)),
+    "an axis of two, unbound": lambda y: y.view(2, 3, 2, 6).unbind(-2),
+    "an axis of two, in pieces": lambda y: [each.squeeze(2) for each in y.view(2, 3, 2, 6).chunk(2, 2)],
 }
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("bias", ["none", "before", "after"])
-def test_packed_products(split: str, bias: str) -> None:
+@pytest.mark.parametrize(
+    ("bias", "tracer"), [("none", "dynamo"), ("before", "dynamo"), ("after", "dynamo"), ("before", "core")]
+)
+def test_packed_products(split: str, bias: str, tracer: str) -> None:
     spec = Spec(form="packed", bias=bias == "before", width=6)
 
     def write(m: Written, h: Tensor) -> Tensor:
@@ -146,7 +180,7 @@ def test_packed_products(split: str, bias: str) -> None:
         return down(m, F.silu(first + m.vector if bias == "after" else first) * second)
 
     stack, x = pair(write, spec), example()
-    view = symbolic(stack, x, shapes=True)
+    view = TRACERS[tracer](stack, x)
     (chain,) = find_chains(view).chains
     assert [row_range(linear) for linear in (chain.blocks[0].ffn.gate, chain.blocks[0].ffn.up)] == [
         (0, 6),
@@ -154,6 +188,83 @@ def test_packed_products(split: str, bias: str) -> None:
     ]
     expected = x + stack.layers[0].branch(x) + stack.layers[1].branch(x)
     torch.testing.assert_close(run(fuse(view), x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tracer", ["symbolic", "modules", "dynamo", "aten", "core"])
+@pytest.mark.parametrize(
+    "written", [lambda m, y: F.glu(y), lambda m, y: m.glu(y), lambda m, y: F.glu(y, dim=2)]
+)
+def test_glu_splits_by_itself(written, tracer: str) -> None:
+    """a * sigmoid(b), where [a, b] is one product"""
+    stack, x = (
+        pair(lambda m, h: down(m, written(m, m.mlp.gate_up_proj(h))), Spec(form="packed", bias=True)),
+        example(),
+    )
+    expected = x + stack.layers[0].branch(x) + stack.layers[1].branch(x)
+    view = TRACERS[tracer](stack, x)
+    (chain,) = find_chains(view).chains
+    assert [block.ffn.activation.name for block in chain.blocks] == ["sigmoid"] * 2
+    assert row_range(chain.blocks[0].ffn.gate) == (12, 24)
+    torch.testing.assert_close(run(fuse(view), x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda y: (y[..., ::2], y[..., 1::2]),
+        lambda y: y.unflatten(-1, (12, 2)).unbind(-1),
+        lambda y: (y.view(2, 3, 12, 2)[..., 0], y.view(2, 3, 12, 2).select(-1, 1)),
+    ],
+)
+def test_interleaved_halves_are_a_reason(split) -> None:
+    def write(m: Written, h: Tensor) -> Tensor:
+        first, second = split(m.mlp.gate_up_proj(h))
+        return down(m, F.silu(first) * second)
+
+    found = find_chains(TRACERS["dynamo"](pair(write, Spec(form="packed")), example()))
+    assert not found.singles
+    assert "between the first product and down_proj stands interleaved slice (" in reasons(found)
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.parametrize("norm", ["rms", "layer_op"])
+def test_gate_and_up_may_each_have_a_copy_of_the_norm(norm: str, tracer: str) -> None:
+    spec = Spec(norm=norm, shift=norm == "layer_op")
+
+    class Twice(Layer):
+        def branch(self, x: Tensor) -> Tensor:
+            return self.mlp.down_proj(
+                F.silu(self.mlp.gate_proj(self.norm(x))) * self.mlp.up_proj(self.norm(x))
+            )
+
+    stack = Stack([Twice(spec), Twice(spec)])
+    view = TRACERS[tracer](stack, example())
+    assert lengths(find_chains(view)) == [2], reasons(find_chains(view))
+    torch.testing.assert_close(
+        run(fuse(view), example()).double(), parallel(stack, example()), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda m, x: F.rms_norm(x, [HIDDEN], m.norm.weight, 1e-5),
+        lambda m, x: F.rms_norm(x, [HIDDEN], m.norm.weight + 0.1, 1e-6),
+        lambda m, x: F.rms_norm(x + 1.0, [HIDDEN], m.norm.weight, 1e-6),
+        lambda m, x: F.layer_norm(x, [HIDDEN], m.norm.weight, None, 1e-6),
+        lambda m, x: F.rms_norm(x, [HIDDEN], m.norm.weight, 1e-6) + 0.1,
+        lambda m, x: F.dropout(F.rms_norm(x, [HIDDEN], m.norm.weight, 1e-6), 0.5),
+    ],
+)
+def test_a_norm_that_is_almost_a_copy_is_none(other) -> None:
+    class Twice(Layer):
+        def branch(self, x: Tensor) -> Tensor:
+            one = self.mlp.gate_proj(self.norm(x))
+            return self.mlp.down_proj(F.silu(one) * self.mlp.up_proj(other(self, x)))
+
+    found = find(Stack([Twice(Spec(norm="rms_op")), Twice(Spec(norm="rms_op"))]))
+    assert not found.singles
+    assert "gate and up read different values (" in reasons(found)
 
 
 def row_range(linear: Linear | None) -> tuple[int, int] | None:
@@ -168,12 +279,12 @@ def row_range(linear: Linear | None) -> tuple[int, int] | None:
             "the activation region is not of the form act(gate) * up",
         ),
         (
-            lambda m, h: down(m, torch.softmax(gate(m, h), -1).sin() * up(m, h)),
-            "between the first product and down_proj stands sin (sin)",
+            lambda m, h: down(m, torch.softmax(gate(m, h), -1).cumsum(-1) * up(m, h)),
+            "between the first product and down_proj stands cumsum (cumsum)",
         ),
         (
-            lambda m, h: down(m, F.leaky_relu(gate(m, h)) * up(m, h)),
-            "between the first product and down_proj stands leaky_relu (leaky_relu)",
+            lambda m, h: down(m, gate(m, h).roll(1, -1) * up(m, h)),
+            "between the first product and down_proj stands roll (roll)",
         ),
         (
             lambda m, h: down(m, F.layer_norm(F.silu(gate(m, h)), [12]) * up(m, h)),
@@ -259,7 +370,9 @@ def test_active_dropout_before_a_packed_split() -> None:
         lambda m, h: F.linear(h, parts(m)[2].T[:8]),
         lambda m, h: down(m, F.silu(F.linear(h, h[0, :1].expand(12, -1)))),
         lambda m, h: F.linear(F.silu(gate(m, h)), parts(m)[2], h.mean(1).mean(0)),
-        lambda m, h: torch.einsum("bsh,ih->bsi", F.silu(gate(m, h)), parts(m)[2]),
+        lambda m, h: (
+            torch.einsum("bsi,si->bsi", F.silu(gate(m, h)), parts(m)[2][:3]).sum(-1, keepdim=True) * h
+        ),
         lambda m, h: F.silu(gate(m, h)).sum(-1, keepdim=True) * h,
         lambda m, h: down(m, F.silu(gate(m, h), inplace=True) * up(m, h)).mul_(
             gate(m, h).sum(-1, keepdim=True)

@@ -44,7 +44,11 @@ def last(write: Write, opset: int = 20):
         (lambda g: g.node("FastGelu", "x", domain="com.microsoft"), "gelu", {"approximate": "tanh"}),
         (lambda g: g.node("QuickGelu", "x", domain="com.microsoft"), "quick_gelu", {"alpha": 1.702}),
         (lambda g: g.node("QuickGelu", "x", domain="com.microsoft", alpha=1.0), "quick_gelu", {"alpha": 1.0}),
+        (lambda g: g.node("ScaledSiLU", "x", domain="com.microsoft", alpha=2.0), "silu", {}),
         (lambda g: g.node("LeakyRelu", "x"), "LeakyRelu", {}),
+        (lambda g: g.node("Sum", "x", g.weight(1.0)), "add", {}),
+        (lambda g: g.node("Sum", "x", g.weight(1.0), "x"), "add", {}),
+        (lambda g: g.node("Sum", "x"), "pass", {}),
         (lambda g: g.node("Cast", "x", to=TensorProto.FLOAT16), "cast", {"dtype": "float16"}),
         (lambda g: g.node("Cast", "x", to=TensorProto.BFLOAT16), "cast", {"dtype": "bfloat16"}),
         (lambda g: g.node("Cast", "x", to=TensorProto.DOUBLE), "cast", {"dtype": "float64"}),
@@ -96,7 +100,7 @@ def last(write: Write, opset: int = 20):
         (
             lambda g: g.node("Gemm", flat(g, "x"), g.weight(np.ones((3, 8))), g.weight(np.ones(3)), transB=1),
             "linear",
-            {"transposed": False, "alpha": 1.0},
+            {"transposed": False, "alpha": 1.0, "operator": "Gemm"},
         ),
         (lambda g: g.node("Gemm", flat(g, "x"), g.weight(np.ones((8, 8))), transA=1), "Gemm", {}),
         (lambda g: g.node("Transpose", g.weight(np.ones((3, 8))), perm=[1, 0]), "transpose", {}),
@@ -266,6 +270,18 @@ def ffn_transposed(g: Graph, h: str, b: Block) -> str:
     return g.node("Dropout", g.node("MatMul", inner, down))
 
 
+def ffn_behind_identities(g: Graph, h: str, b: Block) -> str:
+    """Weights in Constant nodes, cast, transposed and handed through"""
+    weights = []
+    for array in (b.gate, b.up, b.down):
+        array[...] = array.astype(np.float16)
+        stored = g.node("Constant", value=numpy_helper.from_array(array.T.astype(np.float16).copy()))
+        turned = g.node("Transpose", g.node("Cast", stored, to=TensorProto.FLOAT), perm=[1, 0])
+        weights.append(g.node("Identity", turned))
+    inner = g.node("Mul", g.silu(g.node("MatMul", h, weights[0])), g.node("MatMul", h, weights[1]))
+    return g.node("MatMul", inner, weights[2])
+
+
 def ffn_half_weights(g: Graph, h: str, b: Block) -> str:
     """Weights stored in float16 behind a Cast"""
     weights = []
@@ -303,7 +319,7 @@ def ffn_packed_slices(g: Graph, h: str, b: Block) -> str:
 
 FFNS = [
     ffn_gemm, ffn_fused_matmul, ffn_transposed, ffn_half_weights, ffn_packed_split, ffn_packed_up_first,
-    ffn_packed_slices,
+    ffn_packed_slices, ffn_behind_identities,
 ]  # fmt: skip
 
 
@@ -494,6 +510,11 @@ def test_names_of_element_types() -> None:
         ("/model/layers.0/mlp/down_proj/MatMul", None, "onnx::MatMul_12", "model.layers.0.mlp.down_proj"),
         ("/MatMul", None, "layers.3.mlp.up_proj.weight", "layers.3.mlp.up_proj"),
         ("n0", None, "model.layers.3.mlp.up_proj.MatMul.weight", "model.layers.3.mlp.up_proj.MatMul"),
+        ("n0", None, "FusedBack_layers.3.mlp.up_proj.bias", "layers.3.mlp.up_proj"),
+        ("n0", None, "InsertedPrecisionFreeCast_layers.3.norm.weight", "layers.3.norm"),
+        ("/model/layers.0/mlp/MatMul/MatMulAddFusion", None, "", "model.layers.0.mlp"),
+        ("/model/layers.0/norm/Mul_1/SimplifiedLayerNormFusion/", None, "", "model.layers.0.norm"),
+        ("node_MatMul_2/MatMulAddFusion", None, "bert/layer_0/dense/kernel:0", "bert.layer_0.dense"),
         ("n0", None, "val_12", ""),
         ("", None, "layers.3.rotary.table", ""),
     ],

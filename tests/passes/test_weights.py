@@ -196,7 +196,7 @@ def test_divisors_and_orders_of_steps() -> None:
     (block,) = find(view).singles
     (scale,) = (step.operand for step in block.ffn.down.steps)
     steps = (Step("add", 2.0), Step("div", scale), Step("mul", 3.0), Step("add", 1.0))
-    factor, offset = weights._affine(view, steps, HIDDEN, torch.device("cpu"))
+    factor, offset = weights.affine(view, steps, HIDDEN, torch.device("cpu"))
     v = view.stored(scale).double()
     torch.testing.assert_close(factor, 3.0 / v)
     torch.testing.assert_close(offset, 6.0 / v + 1.0)

@@ -1,0 +1,135 @@
+"""`fxfuse fuse`: make the FFN chains of an ONNX model wide FFNs, verify them and write the result."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fxfuse.budget import Budget
+from fxfuse.cli.codes import DONE, NOTHING
+from fxfuse.errors import FxfuseError
+from fxfuse.files import default_output
+from fxfuse.report_file import check_report_place, write_report
+
+if TYPE_CHECKING:
+    from fxfuse.report import Report
+
+__all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
+
+HELP = "fuse the FFN chains of an ONNX model"
+DESCRIPTION = (
+    "Find runs of norm-FFN residual blocks in an ONNX model, make each run one wide FFN, verify it in ONNX "
+    "Runtime and write the result."
+)
+EPILOG = (
+    "exit codes: 0 written; 1 verification failed; 2 bad arguments or input; 3 nothing to fuse, or nothing "
+    "within budget"
+)
+
+
+def add_arguments(found: argparse.ArgumentParser) -> None:
+    """The arguments; their names are the fields of `Budget` wherever they mean the same."""
+    defaults = Budget()
+    found.add_argument(
+        "model", type=Path, metavar="MODEL.onnx", help="the model; its external data lie beside it"
+    )
+    found.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="default: MODEL.fused.onnx")
+    found.add_argument(
+        "--inputs", action="append", metavar="FILE.npz", default=None,
+        help="a sample to measure on, one array per graph input; may be repeated (default: drawn)",
+    )  # fmt: skip
+    budget = found.add_argument_group("budget: what loss is allowed")
+    loss = budget.add_mutually_exclusive_group()
+    loss.add_argument(
+        "--min-sqnr", type=float, metavar="DB", default=defaults.min_sqnr,
+        help="least signal-to-noise ratio of each group's update in dB (default: %(default)g)",
+    )  # fmt: skip
+    loss.add_argument(
+        "--no-budget", action="store_const", const=None, dest="min_sqnr", help="fuse whatever is legal"
+    )
+    budget.add_argument(
+        "--max-kl", type=float, metavar="X", help="greatest KL divergence of the logits, in nats"
+    )
+    budget.add_argument("--max-group", type=int, metavar="N", help="most blocks in one group")
+    budget.add_argument("--include", metavar="RE", help="fuse only blocks whose name matches")
+    budget.add_argument("--exclude", metavar="RE", help="leave out blocks whose name matches")
+    budget.add_argument(
+        "--requantize",
+        action="store_true",
+        help="let quantised weights be quantised again where gains have to be folded into them",
+    )
+    running = found.add_argument_group("running")
+    running.add_argument(
+        "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider"
+    )
+    running.add_argument(
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        metavar="N",
+        help="for inputs that are drawn (default: %(default)s)",
+    )
+    running.add_argument("--report", type=Path, metavar="FILE.json", help="write what was found and measured")
+    running.add_argument("--dry-run", action="store_true", help="do everything but write the model")
+    running.add_argument("--force", action="store_true", help="overwrite the output")
+
+
+def run(options: argparse.Namespace, told: Callable[[BaseException], str]) -> int:
+    """Fuse, report and show; `told` says an error as the command line does. Returns the exit code."""
+    from fxfuse.report import Report
+
+    report = Report(model=str(options.model))
+    if options.report is not None:
+        check_report_place(options.report, _places(options))
+    try:
+        _fuse(options, report)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            error.args = ("nothing was written",)
+        report.error = told(error)
+        if options.report is not None:
+            with contextlib.suppress(FxfuseError):
+                write_report(options.report, report)
+        raise
+    if options.report is not None:
+        write_report(options.report, report)
+    _show(report, options.dry_run)
+    return DONE if report.groups else NOTHING
+
+
+def _fuse(options: argparse.Namespace, report: Report) -> None:
+    budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
+    Budget.of(budget)  # before anything that takes time
+    from fxfuse.screen import show_steps
+
+    with show_steps() as progress:
+        from fxfuse.onnx_api import fuse_onnx  # takes seconds, with something on the screen
+
+        fuse_onnx(
+            options.model,
+            options.output,
+            inputs=options.inputs,
+            provider=options.provider,
+            force=options.force,
+            dry_run=options.dry_run,
+            progress=progress,
+            report=report,
+            **budget,
+        )
+
+
+def _show(report: Report, dry_run: bool) -> None:
+    from fxfuse.screen import show_report
+
+    show_report(report, dry_run)
+
+
+def _places(options: argparse.Namespace) -> Iterator[Path]:
+    """The files that the report must not take, which may not be there yet."""
+    for each in (options.model, options.output or default_output(options.model)):
+        yield each
+        yield each.parent / f"{each.name}.data"

@@ -1,0 +1,163 @@
+"""The data file of an ONNX model while it grows: room for what is computed in place, copies of the rest.
+
+A tensor that gets room is written through a memory map, so that its bytes are never held in memory and once
+more in the file; what is copied goes from file to file inside the system where it can.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import uses_external_data
+
+from fxfuse.external import pieces, size, span
+
+__all__ = ["DataFile"]
+
+_ALIGNMENT = 4096
+_WORTH = 1 << 20
+_HELD = "fxfuse.held"
+# What a file system answers that cannot copy within itself, or take space before it is written.
+_UNABLE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+class DataFile:
+    """A new file at `path`; tensors start at multiples of 4096 bytes, as memory maps want them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.unlink(missing_ok=True)  # a map of an earlier file of this name keeps that one
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+        self._end = 0
+        self._rooms: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def room(self, shape: Sequence[int], elem_type: int) -> np.ndarray[Any, Any]:
+        """A writable array over a new place in the file.
+
+        Raises:
+            OSError: The disk is full: its bytes are taken now, since a map would find out too late.
+        """
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+        length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        offset = self._take(length)
+        array = np.memmap(self.path, dtype, "r+", offset, tuple(shape))
+        self._rooms[array.__array_interface__["data"][0]] = offset, length
+        return array
+
+    def refer(self, name: str, array: np.ndarray[Any, Any]) -> onnx.TensorProto | None:
+        """A stored tensor that points to the place of `array`; None where `room` did not make it."""
+        place = self._rooms.get(array.__array_interface__["data"][0])
+        if place is None or not array.flags.c_contiguous:
+            return None
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
+        _point(tensor, self.path.name, *place)
+        tensor.external_data.add(key=_HELD, value=str(self.path))
+        return tensor
+
+    def holds(self, tensor: onnx.TensorProto) -> bool:
+        """Whether `refer` made the stored tensor, whatever it is called by now."""
+        return any(entry.key == _HELD and entry.value == str(self.path) for entry in tensor.external_data)
+
+    @staticmethod
+    def settled(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """A tensor that `refer` made, without the mark that tells it from those of other files."""
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        del copy.external_data[:]
+        copy.external_data.extend(entry for entry in tensor.external_data if entry.key != _HELD)
+        return copy
+
+    def keep(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`array` at a place in the file, so that memory need not hold it; a small one stays as it is."""
+        dtype = np.dtype(array.dtype)
+        if array.nbytes < _WORTH or array.__array_interface__["data"][0] in self._rooms or _is_packed(dtype):
+            return array
+        room = self.room(array.shape, onnx.helper.np_dtype_to_tensor_dtype(dtype))
+        room[...] = array
+        return room
+
+    def add(self, tensor: onnx.TensorProto, folder: Path, stored: onnx.TensorProto) -> None:
+        """Copy the bytes of `tensor`, whose external data lie in `folder`, and let `stored` point there."""
+        length = size(tensor)
+        offset = self._take(length)
+        if not self._copy(tensor, folder, offset, length):
+            self._file.seek(offset)
+            for piece in pieces(tensor, folder) if uses_external_data(tensor) else [tensor.raw_data]:
+                _write_all(self._file, piece)
+        _point(stored, self.path.name, offset, length)
+
+    def _take(self, length: int) -> int:
+        offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+        self._end = offset + length
+        if length and not self._fallocate(offset, length):
+            self._file.truncate(self._end)
+        return offset
+
+    def _fallocate(self, offset: int, length: int) -> bool:
+        """Take disk space; False where the system cannot."""
+        if not hasattr(os, "posix_fallocate"):
+            return False
+        try:
+            os.posix_fallocate(self._file.fileno(), offset, length)
+        except OSError as error:
+            if error.errno in _UNABLE:
+                return False
+            raise
+        return True
+
+    def _copy(self, tensor: onnx.TensorProto, folder: Path, offset: int, length: int) -> bool:
+        """Copy inside the system; False where that cannot be done, with nothing or a part written."""
+        place = span(tensor) if uses_external_data(tensor) else None
+        if place is None or not hasattr(os, "copy_file_range"):
+            return False
+        name, start = place
+        with open(folder / name, "rb") as source:
+            done = 0
+            while done < length:
+                try:
+                    copied = os.copy_file_range(
+                        source.fileno(), self._file.fileno(), length - done, start + done, offset + done
+                    )
+                except OSError as error:
+                    if error.errno in _UNABLE:
+                        return False
+                    raise
+                if copied == 0:
+                    return False
+                done += copied
+        return True
+
+
+def _is_packed(dtype: np.dtype[Any]) -> bool:
+    """Whether several elements share a byte in a file, though not in an array."""
+    return dtype.name in ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")
+
+
+def _point(tensor: onnx.TensorProto, name: str, offset: int, length: int) -> None:
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", name), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """Write without a buffer, which may take fewer bytes than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
