@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +39,8 @@ class DataFile:
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
         self._end = 0
         self._rooms: dict[int, tuple[int, int]] = {}
+        self._copier = ThreadPoolExecutor(1)
+        self._begun: dict[tuple[Hashable, ...], tuple[int, Future[None]]] = {}
 
     def __enter__(self) -> DataFile:
         return self
@@ -44,6 +48,7 @@ class DataFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._copier.shutdown(cancel_futures=True)
         self._file.close()
 
     def room(self, shape: Sequence[int], elem_type: int) -> np.ndarray[Any, Any]:
@@ -92,15 +97,34 @@ class DataFile:
         room[...] = array
         return room
 
+    def begin(self, tensors: Iterable[onnx.TensorProto], folder: Path) -> None:
+        """Start to copy external tensors, beside whatever else is done; `add` then waits for theirs alone."""
+        for tensor in tensors:
+            if _bytes_of(tensor) in self._begun:
+                continue
+            length = size(tensor)
+            offset = self._take(length)
+            done = self._copier.submit(self._fill, tensor, folder, offset, length)
+            self._begun[_bytes_of(tensor)] = offset, done
+
     def add(self, tensor: onnx.TensorProto, folder: Path, stored: onnx.TensorProto) -> None:
         """Copy the bytes of `tensor`, whose external data lie in `folder`, and let `stored` point there."""
         length = size(tensor)
-        offset = self._take(length)
-        if not self._copy(tensor, folder, offset, length):
-            self._file.seek(offset)
-            for piece in pieces(tensor, folder) if uses_external_data(tensor) else [tensor.raw_data]:
-                _write_all(self._file, piece)
+        offset, done = self._begun.get(_bytes_of(tensor), (None, None))
+        if offset is None:
+            offset = self._take(length)
+            self._fill(tensor, folder, offset, length)
+        elif done is not None:
+            done.result()
         _point(stored, self.path.name, offset, length)
+
+    def _fill(self, tensor: onnx.TensorProto, folder: Path, offset: int, length: int) -> None:
+        """Write the bytes of a tensor to a place that was taken."""
+        with open(self.path, "r+b", buffering=0) as file:
+            if not _copy(tensor, folder, file, offset, length):
+                file.seek(offset)
+                for piece in pieces(tensor, folder) if uses_external_data(tensor) else [tensor.raw_data]:
+                    _write_all(file, piece)
 
     def _take(self, length: int) -> int:
         offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
@@ -121,27 +145,32 @@ class DataFile:
             raise
         return True
 
-    def _copy(self, tensor: onnx.TensorProto, folder: Path, offset: int, length: int) -> bool:
-        """Copy inside the system; False where that cannot be done, with nothing or a part written."""
-        place = span(tensor) if uses_external_data(tensor) else None
-        if place is None or not hasattr(os, "copy_file_range"):
-            return False
-        name, start = place
-        with open(folder / name, "rb") as source:
-            done = 0
-            while done < length:
-                try:
-                    copied = os.copy_file_range(
-                        source.fileno(), self._file.fileno(), length - done, start + done, offset + done
-                    )
-                except OSError as error:
-                    if error.errno in _UNABLE:
-                        return False
-                    raise
-                if copied == 0:
+
+def _copy(tensor: onnx.TensorProto, folder: Path, target: FileIO, offset: int, length: int) -> bool:
+    """Copy inside the system; False where that cannot be done, with nothing or a part written."""
+    place = span(tensor) if uses_external_data(tensor) else None
+    if place is None or not hasattr(os, "copy_file_range"):
+        return False
+    name, start = place
+    with open(folder / name, "rb") as source:
+        done = 0
+        while done < length:
+            ends = source.fileno(), target.fileno()
+            try:
+                copied = os.copy_file_range(*ends, length - done, start + done, offset + done)
+            except OSError as error:
+                if error.errno in _UNABLE:
                     return False
-                done += copied
-        return True
+                raise
+            if copied == 0:
+                return False
+            done += copied
+    return True
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> tuple[Hashable, ...]:
+    """Which bytes an external tensor stands for: two tensors may share them."""
+    return size(tensor), *sorted((entry.key, entry.value) for entry in tensor.external_data)
 
 
 def _is_packed(dtype: np.dtype[Any]) -> bool:
@@ -156,7 +185,7 @@ def _point(tensor: onnx.TensorProto, name: str, offset: int, length: int) -> Non
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _write_all(file: Any, data: bytes) -> None:
+def _write_all(file: FileIO, data: bytes) -> None:
     """Write without a buffer, which may take fewer bytes than it is given."""
     view = memoryview(data)
     while view:

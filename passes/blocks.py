@@ -14,7 +14,7 @@ from fxfuse.passes.block_names import name_of_block
 from fxfuse.passes.elementwise import constant
 from fxfuse.passes.near_norms import near_norm
 from fxfuse.passes.quantised.objections import objection as quantised_objection
-from fxfuse.passes.records import FFN, Block, Linear, Miss, Norm, Value
+from fxfuse.passes.records import FFN, Block, Linear, Miss, Norm, Step, Value
 from fxfuse.passes.spellings.ffns import FFNMatch, NearlyFFN, match_ffn
 from fxfuse.passes.spellings.norms import match_norm
 from fxfuse.passes.view import Op, Operand, View, is_constant, root, strip
@@ -136,7 +136,7 @@ def _join(reading: _Reading, stream: Operand, branch: Operand, norm: Norm) -> Bl
     if stored is not None:
         return reading.miss(stored)
     sizes = _sizes(view, match.ffn)
-    if sizes is None:
+    if sizes is None or not _steps_fit(view, (*norm.gain, *match.ffn.down.steps), sizes[0]):
         return reading.miss("the shapes of its weights are not known or do not fit together")
     return Block(
         name=reading.name, norm=norm, ffn=match.ffn, x=stream, branch=branch, out=reading.out,
@@ -225,6 +225,12 @@ def _sizes(view: View, ffn: FFN) -> tuple[int, int] | None:
     if down is None or gate is None or gate != up or down != gate[::-1]:
         return None
     return down
+
+
+def _steps_fit(view: View, steps: tuple[Step, ...], hidden_size: int) -> bool:
+    """Whether constants that are applied to [..., hidden_size] have its size, or are one number."""
+    shapes = [view.shape(step.operand) for step in steps if not isinstance(step.operand, (Op, int, float))]
+    return all(not shape or shape[-1] in (None, 1, hidden_size) for shape in shapes)
 
 
 def _shape(view: View, linear: Linear) -> tuple[int, int] | None:

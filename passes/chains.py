@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fxfuse.passes.blocks import match_block
+from fxfuse.passes.collection import uncollected
 from fxfuse.passes.naming import span
 from fxfuse.passes.quantised.objections import difference as quantised_difference
 from fxfuse.passes.records import Block, Chain, Found, Miss, Value
@@ -24,6 +25,7 @@ from fxfuse.passes.view import Op, View, is_constant, op_of, root
 __all__ = ["find_chains"]
 
 
+@uncollected()
 def find_chains(view: View, *, requantize: bool = False) -> Found:
     """All chains of `view`, the blocks that stand alone, and the places that were almost blocks.
 

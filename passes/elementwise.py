@@ -89,11 +89,13 @@ def region(
     limit: int = 64,
     *,
     rowwise: bool = False,
+    whole: bool = False,
 ) -> Region:
     """Walk up from `output` through elementwise operators to the values that `is_leaf` accepts.
 
     Constants are not walked into. At most `limit` operators are visited, so the walk costs constant time.
-    With `rowwise`, one number for each row may be given an axis of its own and be broadcast.
+    With `rowwise`, one number for each row may be given an axis of its own and be broadcast. With `whole`,
+    the walk ends where it meets the first operator that is not elementwise.
     """
     other = _RESHAPING - _ROWWISE if rowwise else _RESHAPING
     found = Region()
@@ -115,6 +117,8 @@ def region(
         if op is None or op.kind not in FUNCTIONS or op.kind in other or len(seen) > limit:
             found.foreign.append(operand)
             found.places.append(place)
+            if whole:
+                break
             continue
         if op.kind == "dropout" and op.attrs["active"]:
             found.dropout = op.attrs["p"]

@@ -11,7 +11,7 @@ stacked by rows, down by columns, down biases summed. Folding is done in float64
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +21,7 @@ from fxfuse.passes.elementwise import constant
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
-__all__ = ["Wide", "affine", "down_bias", "widen", "refill", "sources"]
+__all__ = ["Wide", "affine", "down_bias", "widen", "refill", "sources", "unread"]
 
 _SLICE = 1 << 18  # elements folded at a time: bounds the float64 copy, and keeps it in a processor's cache
 
@@ -104,6 +104,19 @@ def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
         else:
             stack.extend(op.inputs)
     return list(found)
+
+
+def unread(view: View, groups: Sequence[Sequence[Block]], stored: Iterable[Value]) -> list[Value]:
+    """Those `stored` tensors that nothing in the groups reads, not even by way of another constant."""
+    blocks = [block for group in groups for block in group]
+    used = set(sources(view, blocks))
+    inside = {value for block in blocks for value in (*block.interior, block.branch, block.out)}
+    return [
+        value
+        for value in stored
+        if value not in used
+        and not any(each in inside or view.is_constant(each) for each in view.readers(value))
+    ]
 
 
 def down_bias(view: View, block: Block) -> torch.Tensor:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +28,7 @@ from torch import Tensor
 from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.passes.chains import find_chains
 from tests.passes import graphs, onnx_graphs
+from tests.passes.onnx_graphs import Array
 from tests.properties.meaning import Branch, fused, meanings, runs
 from tests.properties.onnx_decoder import ONNX_NEAR_MISSES, OnnxDecoder, onnx_writings
 from tests.properties.torch_decoder import HIDDEN, NEAR_MISSES, Decoder, writings
@@ -105,7 +108,21 @@ def test_a_near_miss_is_left_alone(decoder: Decoder, near: str, index: int) -> N
 def onnx_decoders(draw: st.DrawFn, most: int = 5) -> OnnxDecoder:
     blocks = draw(meanings(most))
     kind = draw(st.sampled_from([np.float32, np.float32, np.float16]))
-    return OnnxDecoder(blocks, [draw(onnx_writings) for _ in blocks], kind)
+    ways = [draw(onnx_writings) for _ in blocks]
+    if kind is np.float16:  # in which constants would be rounded where they are spelled out, and only there
+        ways = [replace(way, spelled=ways[0].spelled, cast=True) for way in ways]
+    return OnnxDecoder(blocks, ways, kind)
+
+
+def run_as_written(model: onnx.ModelProto, x: Array) -> Array:
+    """The first output without optimisations: those of ONNX Runtime 1.31 lose the eps of Add(eps, mean)."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    opened = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(opened.run(None, {"x": x})[0])
 
 
 def check_onnx(decoder: OnnxDecoder, alone: int | None = None) -> None:
@@ -127,7 +144,7 @@ def check_onnx(decoder: OnnxDecoder, alone: int | None = None) -> None:
     ]
     reference = fused(decoder.meanings, branches, torch.from_numpy(x).double(), decoder.between)
     model = onnx_graphs.fuse(decoder.model, view=view) if found.chains else decoder.model
-    out = torch.from_numpy(onnx_graphs.run(model, x)[0]).double()
+    out = torch.from_numpy(run_as_written(model, x)).double()
     tolerance = 5e-5 if decoder.dtype is np.float32 else 2e-2
     assert float((out - reference).abs().max()) <= tolerance * float(reference.abs().max())
 

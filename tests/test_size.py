@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,58 @@ def test_tensors_are_copied_with_the_system_s_help_or_without(tmp_path, monkeypa
             if size(tensor) >= 64:
                 data.add(tensor, folder, stored)
             np.testing.assert_array_equal(read_tensor(stored, tmp_path), read_tensor(tensor, folder))
+
+
+def test_what_was_begun_is_copied_once_and_waited_for(tmp_path):
+    model, folder = load_model(save(tmp_path / "m.onnx", external=True))
+    tensor = next(each for each in model.graph.initializer if each.name == "embed")
+    again = onnx.TensorProto()
+    again.CopyFrom(tensor)
+    with DataFile(tmp_path / "d") as data:
+        data.begin([tensor, again], folder)
+        for stored in (tensor, again):
+            expected = read_tensor(stored, folder)
+            data.add(stored, folder, stored)
+            np.testing.assert_array_equal(read_tensor(stored, tmp_path), expected)
+    assert tensor == again
+    assert (tmp_path / "d").stat().st_size == size(tensor)
+
+
+def test_a_copy_that_fails_in_the_background_is_told(tmp_path, monkeypatch):
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    model, folder = load_model(save(tmp_path / "m.onnx", external=True))
+    tensor = next(each for each in model.graph.initializer if each.name == "embed")
+    with DataFile(tmp_path / "d") as data:
+        monkeypatch.setattr(os, "copy_file_range", full, raising=False)
+        data.begin([tensor], folder)
+        with pytest.raises(OSError, match="No space left"):
+            data.add(tensor, folder, tensor)
+
+
+@pytest.mark.parametrize("form", ["opset20", "opset23", "older"])
+def test_what_a_group_reads_is_not_copied_before(
+    onnx_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """What is copied while the groups are folded is there afterwards: the output holds nothing unread."""
+    monkeypatch.setattr(front, "_LARGE", 1)
+    begun: list[str] = []
+    right = DataFile.begin
+
+    def watched(data: DataFile, tensors: Any, folder: Path) -> None:
+        tensors = list(tensors)
+        begun.extend(tensor.name for tensor in tensors)
+        right(data, tensors, folder)
+
+    monkeypatch.setattr(DataFile, "begin", watched)
+    model = onnx.load(onnx_file("llama", form=form, dynamic=True))
+    options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 16}
+    onnx.save(model, tmp_path / "m.onnx", **options)
+    fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    left = {tensor.name for tensor in onnx.load(tmp_path / "o.onnx").graph.initializer}
+    assert begun
+    assert set(begun) <= left
 
 
 def test_a_full_disk_is_met_before_anything_is_mapped(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=100)
     console.print(draw(results))
     machine = Machine.here("cpu")
-    folder = options.output or ROOT / ("benchmarks" if options.blocks == 10_000 else "out/benchmarks")
+    folder = options.output or ROOT / ("benchmarks" if options.blocks == 1000 else "out/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"find-{slug(machine.device_name)}.json"
     path.write_text(json.dumps({"machine": machine.to_dict(), "results": results}, indent=2) + "\n")
@@ -87,7 +87,7 @@ def draw(results: Sequence[dict[str, Any]]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time finding chains in deep graphs.")
-    parser.add_argument("--blocks", type=int, default=10_000, metavar="N", help="of the smaller graph")
+    parser.add_argument("--blocks", type=int, default=1000, metavar="N", help="of the smaller graph")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the JSON file")
     return parser
 

@@ -16,7 +16,7 @@ import torch
 from fxfuse._version import __version__
 from fxfuse.datafile import DataFile
 from fxfuse.errors import InputError, VerificationError
-from fxfuse.external import take_in
+from fxfuse.external import size, take_in
 from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.onnx_runs import Runs, element_type
@@ -36,10 +36,13 @@ from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
 from fxfuse.passes.quantised.groups import stack
 from fxfuse.passes.quantised.objections import is_quantised
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.weights import widen
+from fxfuse.passes.weights import unread, widen
 from fxfuse.sessions import Provider
 
 __all__ = ["OnnxFile", "FusedFile", "depth", "vocab_size"]
+
+_LARGE = 1 << 20
+"""Bytes from which on a weight that stays as it is gets copied while others are folded."""
 
 
 @dataclass
@@ -118,6 +121,8 @@ class OnnxFile:
 
     def _apply(self, groups: Sequence[Sequence[Block]], data: DataFile) -> FusedFile:
         view = self._view()
+        stored = {t.name: t for t in self.model.graph.initializer if _is_external(t) and size(t) >= _LARGE}
+        data.begin([stored[str(name)] for name in unread(view, groups, stored)], self.folder)
         writers, names = [], []
         earlier, _ = read_provenance(self.model)
         for index, group in enumerate(groups, max(self._first, next_number(self.model.graph))):
@@ -185,7 +190,7 @@ class OnnxFile:
 
     def _write(self, model: onnx.ModelProto, data: DataFile, groups: list[tuple[Block, str]]) -> FusedFile:
         """One file where the model was one and still fits, else with all weights in `data`."""
-        external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in self.model.graph.initializer)
+        external = any(map(_is_external, self.model.graph.initializer))
         path = self.workspace / self.name
         if external or total_bytes(model) > INLINE_LIMIT:
             return FusedFile(write_model(model, self.folder, path, data), path, groups)
@@ -194,6 +199,10 @@ class OnnxFile:
                 take_in(tensor, self.workspace)
         data.path.unlink()
         return FusedFile(write_model(model, self.folder, path, None), path, groups)
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def _room(data: DataFile, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from fxfuse.onnxio import inferred_shapes, read_tensor
+from fxfuse.passes.collection import uncollected
 from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.view import OnnxView
 
@@ -25,17 +23,5 @@ def read_graph(model: onnx.ModelProto, folder: Path) -> OnnxView:
     """
     expanded = expand(model)
     # onnx-graphsurgeon prints, to stdout.
-    with G_LOGGER.suppress(G_LOGGER.ERROR), inferred_shapes(expanded.model), _uncollected():
+    with G_LOGGER.suppress(G_LOGGER.ERROR), inferred_shapes(expanded.model), uncollected():
         return OnnxView(expanded.model, lambda tensor: read_tensor(tensor, folder), expanded.whole)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without garbage collection: it would walk again and again over a graph's objects, which all stay."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

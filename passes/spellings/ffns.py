@@ -17,7 +17,7 @@ import torch
 
 from fxfuse.passes.elementwise import Region, evaluate, region
 from fxfuse.passes.recipes import Memo, recipe
-from fxfuse.passes.records import FFN, Activation, Linear, Value
+from fxfuse.passes.records import FFN, Activation, Linear, Step, Value
 from fxfuse.passes.spellings.activations import ACTIVATIONS, GATE_PROBES, UP_PROBES, name_of, role_of
 from fxfuse.passes.spellings.affine import peel_while
 from fxfuse.passes.spellings.copies import are_copies
@@ -66,14 +66,27 @@ def match_ffn(view: View, output: Value) -> FFNMatch | NearlyFFN | None:
     if down is None:
         return None
     linear, product, inner = down
-    found = _match_inside(view, linear, product, inner, set(trail), list(rates))
-    if _is_named(found):
-        return found
-    # A multiplier before the product may as well come after it: what is left may have a name.
-    inner, multipliers = peel_while(view, inner, lambda step: is_multiplier(view, step), trail)
-    linear = replace(linear, steps=(*multipliers, *linear.steps))
-    again = _match_inside(view, linear, product, inner, trail, rates) if multipliers else None
-    return again if _is_named(again) else found
+    first = found = _match_inside(view, linear, product, inner, set(trail), list(rates))
+    while not _is_named(found):
+        # A multiplier before the product may as well come after it: what is left may have a name.
+        inner, multiplier = _peel_multiplier(view, inner, trail)
+        if multiplier is None:
+            return first
+        linear = replace(linear, steps=(multiplier, *linear.steps))
+        found = _match_inside(view, linear, product, inner, set(trail), list(rates))
+    return found
+
+
+def _peel_multiplier(view: View, operand: Operand, trail: set[Value]) -> tuple[Operand, Step | None]:
+    """Take the last multiplier by one number off `operand`."""
+    taken: list[Step] = []
+
+    def accept(step: Step) -> bool:
+        wanted = not taken and is_multiplier(view, step)
+        taken.extend([step] if wanted else [])
+        return wanted
+
+    return peel_while(view, operand, accept, trail)[0], next(iter(taken), None)
 
 
 def _is_named(match: FFNMatch | NearlyFFN | None) -> bool:

@@ -106,7 +106,7 @@ def _row_scale(
     """What `factor` says of the norm when it normalises `value`; None when it does not."""
     if isinstance(factor, (int, float)) or factor is None:
         return None
-    inside = region(view, factor, lambda each: _is_mean(view, each), rowwise=True)
+    inside = region(view, factor, lambda each: _is_mean(view, each), rowwise=True, whole=True)
     if not 1 <= len(inside.leaves) <= 2 or inside.foreign or inside.dropout:
         return None
     means = _means_of(view, inside.leaves, trail)
@@ -250,7 +250,7 @@ def _is_average(view: View, shift: Operand, source: Operand, sign: float, trail:
     """Whether `shift` is sign * mean(source), kept as a column."""
     if shift is None or isinstance(shift, (int, float)):
         return False
-    inside = region(view, shift, lambda each: _is_mean(view, each), 16, rowwise=True)
+    inside = region(view, shift, lambda each: _is_mean(view, each), 16, rowwise=True, whole=True)
     if len(inside.leaves) != 1 or inside.foreign or inside.dropout:
         return False
     (leaf,) = inside.leaves

@@ -44,6 +44,24 @@ def test_a_gain_that_is_an_input(op: str) -> None:
     assert "its gain or bias g is not one stored number for each channel" in reasons(found)
 
 
+@pytest.mark.parametrize("where", ["gain", "scale"])
+def test_a_constant_of_another_size(where: str) -> None:
+    """norm(x) * g[2 hidden], or so after the FFN: no such product exists"""
+
+    def norm(g: Graph, x: str, block: Block) -> str:
+        return g.node("RMSNormalization", x, g.weight(np.ones(2 * HIDDEN if where == "gain" else HIDDEN)))
+
+    def ffn(g: Graph, h: str, block: Block) -> str:
+        return g.node("Mul", g.ffn(h, block), g.weight(np.ones(2 * HIDDEN if where == "scale" else HIDDEN)))
+
+    graph = Graph(opset=23)
+    found = find(
+        graph.model(graph.block(graph.block("x", norm=norm, ffn=ffn), norm=norm, ffn=ffn), shaped=False)
+    )
+    assert not found.chains
+    assert "the shapes of its weights are not known or do not fit together" in reasons(found)
+
+
 def test_a_bias_that_is_stored_sparse() -> None:
     model = model_of(normed("LayerNormalization", bias="b"))
     values = numpy_helper.from_array(np.ones(1, np.float32), "b")
