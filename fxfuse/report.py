@@ -108,7 +108,9 @@ class Report:
         self.chains = [ChainReport(len(c.blocks), tuple(map(BlockReport.of, c.blocks))) for c in found.chains]
         self.ffn_blocks = sum(chain.length for chain in self.chains) + len(found.singles)
         self.misses = list(found.misses)
-        self.misses += [Miss(block.name, _ALONE) for block in found.singles if block.made_of is None]
+        told = {miss.where for miss in found.misses}
+        alone = (block for block in found.singles if block.made_of is None and block.name not in told)
+        self.misses += [Miss(block.name, _ALONE) for block in alone]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

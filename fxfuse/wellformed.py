@@ -142,6 +142,9 @@ def _of_node(node: onnx.NodeProto, opsets: _Opsets) -> str | None:
     ):
         if not least <= len(names) <= most:
             return f"{_called(node)} has {len(names)} {what} where {node.op_type} has {_range(least, most)}"
+    for name, given in zip(schema.inputs, node.input, strict=False):  # the last may stand for many
+        if not given and name.option != defs.OpSchema.FormalParameterOption.Optional:
+            return f"{_called(node)} leaves out its input {name.name}"
     return _of_attributes(node, schema.attributes)
 
 

@@ -20,7 +20,7 @@ from fxfuse.passes.naming import span
 from fxfuse.passes.quantised.objections import difference as quantised_difference
 from fxfuse.passes.records import Block, Chain, Found, Miss, Value
 from fxfuse.passes.spellings.experts import match_experts
-from fxfuse.passes.view import Op, View, is_constant, op_of, root
+from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, root
 
 __all__ = ["find_chains"]
 
@@ -67,7 +67,7 @@ def _wide_sum(view: View, value: Value) -> Miss | None:
 
 
 def _with_origin(view: View, block: Block) -> Block:
-    """`block`; as one that an earlier fusion wrote, under the names of its blocks, where the graph says so."""
+    """`block`; where the graph says that an earlier fusion wrote it, marked so and under its blocks' names."""
     values = (block.ffn.gate.weight, block.ffn.down.weight, block.ffn.activation.gate, block.branch)
     origins = [each for each in map(view.origin, values) if each is not None]
     made_of = max(origins, key=len, default=None)
@@ -113,16 +113,34 @@ def _breaks(view: View, runs: Sequence[list[Block]], told: set[str]) -> list[Mis
         last, first = before[-1], after[0]
         stream = root(view, first.x)
         op = op_of(view, stream)
-        constant = op is not None and any(is_constant(view, each) for each in op.inputs)
-        if (len(before) + len(after) < 3 and not constant) or first.name in told:
+        if op is None or first.name in told:
             continue
-        adds = op is not None and op.kind == "add" and not constant
-        if op is not None and adds and any(root(view, each) == last.out for each in op.inputs):
+        alone = len(before) + len(after) < 3
+        adds = op.kind == "add" and not any(is_constant(view, each) for each in op.inputs)
+        if adds and any(root(view, each) == last.out for each in op.inputs):
             what = f"another branch, such as attention, is added ({view.node_name(stream)})"
+            if alone:
+                continue
+        elif alone and not _comes_from(view, stream, last.out):
+            continue
         else:
             what = f"something else stands ({view.node_name(stream)})"
         misses.append(Miss(first.name, f"between {last.name} and it on the residual stream {what}"))
     return misses
+
+
+def _comes_from(view: View, value: Value, origin: Value) -> bool:
+    """Whether `value` is made of `origin` in a few steps."""
+    stack: list[Operand] = [value]
+    for _ in range(16):
+        if not stack:
+            return False
+        operand = stack.pop(0)
+        if operand == origin:
+            return True
+        op = op_of(view, operand)
+        stack += [each for each in op.inputs if not is_constant(view, each)] if op is not None else []
+    return False
 
 
 def _tap(view: View, before: Block, block: Block) -> str | None:

@@ -206,7 +206,7 @@ def test_what_a_group_reads_is_not_copied_before(
 
     monkeypatch.setattr(DataFile, "begin", watched)
     model = onnx.load(onnx_file("llama", form=form, dynamic=True))
-    options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 16}
+    options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 1024}
     onnx.save(model, tmp_path / "m.onnx", **options)
     fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
     left = {tensor.name for tensor in onnx.load(tmp_path / "o.onnx").graph.initializer}

@@ -57,6 +57,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     "reads itself": (added("Add", ["x1", "n"], ["n"]), "not acyclic: node odd (Add) waits for itself"),
     "a body reads its node": (in_a_body("taken"), "not acyclic: node odd (If) waits for itself"),
     "too few inputs": (added("Gather", ["x1"], ["n"]), "node odd (Gather) has 1 inputs where Gather has 2"),
+    "an empty input": (added("Add", ["", "x1"], ["n"]), "node odd (Add) leaves out its input A"),
     "too many outputs": (added("Neg", ["x1"], ["n", "o"]), "has 2 outputs where Neg has 1"),
     "too few to choose from": (added("Concat", [], ["n"], axis=0), "Concat has at least 1"),
     "an attribute of text": (

@@ -28,7 +28,7 @@ from tools.benchmark.synthetic import Shape  # noqa: E402
 FULL = {
     # 32 layers, 20 of them with attention: a chain of 13 FFNs.
     "8 GB, float32": Shape(32, 12, 2048, 8192),
-    "8 GB, float16": Shape(40, 16, 3072, 12288, dtype="float16"),
+    "8 GB, float16": Shape(28, 12, 3072, 12288, dtype="float16"),
     # One gate weight of 2.6 GB.
     "one weight above 2 GB": Shape(11, 10, 4096, 14336),
 }

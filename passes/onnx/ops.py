@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from fxfuse.passes.onnx import quantised
+from fxfuse.passes.onnx import activations, quantised
 from fxfuse.passes.view import Op
 
 __all__ = ["HANDLERS", "Facts", "NodeCall", "torch_dtype_name"]
@@ -75,7 +75,10 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def _elementwise(kind: str, arity: int = 1) -> Callable[[NodeCall, int], Op | None]:
-    return lambda call, _: Op(kind, tuple(call.inputs[:arity])) if len(call.inputs) == arity else None
+    def handle(call: NodeCall, _: int) -> Op | None:
+        return Op(kind, tuple(call.inputs)) if len(call.inputs) == arity and all(call.inputs) else None
+
+    return handle
 
 
 def _mul(call: NodeCall, index: int) -> Op | None:
@@ -105,7 +108,7 @@ def _dropout(call: NodeCall, index: int) -> Op | None:
     return Op("dropout", (call.input(0),), {"active": active, "p": 0.5 if ratio is None else ratio})
 
 
-def _mean(call: NodeCall, _: int) -> Op | None:
+def _mean(call: NodeCall, _: int) -> Op:
     axes = call.attribute("axes")
     if axes is None and call.input(1) and call.facts.shape(call.input(1)) != ():
         axes = call.facts.integers(call.input(1) or "", [])
@@ -113,6 +116,17 @@ def _mean(call: NodeCall, _: int) -> Op | None:
     if kept and axes is not None and len(axes) == 1 and call.is_last(call.input(0), axes[0]):
         return Op("mean", (call.input(0),))
     return Op("ReduceMean", (call.input(0),), {"axes": axes, "kept": kept})
+
+
+def _total(call: NodeCall, index: int) -> Op | None:
+    """A sum as mean * width, a length as the root of one; those over other axes keep their names."""
+    mean, width = _mean(call, index), call.facts.width(call.input(0) or "")
+    if mean.kind != "mean" or width is None:
+        return Op(call.node.op, mean.inputs, mean.attrs)
+    if call.node.op != "ReduceSum":
+        mean = Op("mean", (Op("square", mean.inputs),))
+    total = Op("mul", (mean, float(width)))
+    return Op("sqrt", (total,)) if call.node.op == "ReduceL2" else total
 
 
 def _norm(kind: str, default_eps: float) -> Callable[[NodeCall, int], Op | None]:
@@ -252,18 +266,22 @@ HANDLERS: dict[str, Callable[[NodeCall, int], Op | None]] = {
     "Div": _elementwise("div", 2), "Pow": _elementwise("pow", 2),
     "Max": _elementwise("maximum", 2), "Min": _elementwise("minimum", 2), "Clip": _clip,
     "Greater": _elementwise("greater", 2), "Less": _elementwise("less", 2), "Where": _elementwise("where", 3),
+    "GreaterOrEqual": _elementwise("at_least", 2), "LessOrEqual": _elementwise("at_most", 2),
     # of one value
     **{name: _elementwise(name.lower()) for name in (
         "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf", "Relu", "Softplus",
-        "Mish",
+        "Mish", "HardSwish", "Sign", "Sin", "Cos",
     )},
+    **activations.HANDLERS,
     "Gelu": _gelu, "FastGelu": _fast_gelu, "ScaledSiLU": _scaled_silu,
     "QuickGelu": _swish("QuickGelu"), "Swish": _swish("Swish"),
     # what changes no number
     "Cast": _cast, "Identity": _named("pass"), "Dropout": _dropout,
     "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape,
+    "Expand": _named("expand"),
     # norms
-    "ReduceMean": _mean, "RMSNormalization": _norm("rms_norm", 1e-5),
+    "ReduceMean": _mean, **dict.fromkeys(("ReduceSum", "ReduceL2", "ReduceSumSquare"), _total),
+    "RMSNormalization": _norm("rms_norm", 1e-5),
     "SimplifiedLayerNormalization": _norm("rms_norm", 1e-5), "LayerNormalization": _norm("layer_norm", 1e-5),
     # products with weights
     "MatMul": _matmul, "Gemm": _gemm, "FusedMatMul": _fused_matmul, "TransposeMatMul": _fused_matmul,

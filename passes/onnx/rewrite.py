@@ -22,7 +22,16 @@ from fxfuse.passes.onnx.view import OnnxView
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 
-__all__ = ["Writer", "cast_to", "copy_region", "insert", "numpy_dtype", "put_branch", "rewrite_group", "unit_norm"]
+__all__ = [
+    "Writer",
+    "cast_to",
+    "copy_region",
+    "insert",
+    "numpy_dtype",
+    "put_branch",
+    "rewrite_group",
+    "unit_norm",
+]
 
 
 class Writer:

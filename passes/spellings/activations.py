@@ -31,16 +31,22 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda x: x,
 }
 
-GATE_PROBES = torch.linspace(-6.0, 6.0, 25, dtype=torch.float64)
-UP_PROBES = torch.linspace(1.5, -2.5, 25, dtype=torch.float64).roll(7)
+# Close together around 0, where thresholds are small, and far out, where a clamp may begin.
+_FAR = torch.tensor([0.003, 0.02, 7.3, 9.1, 11.0, 16.0, 24.0, 35.0, 60.0, 100.0], dtype=torch.float64)
+GATE_PROBES = torch.cat(
+    [torch.linspace(-6.0, 6.0, 25), torch.linspace(-1.02, 1.04, 24), _FAR, -_FAR]
+).double()  # fmt: skip
+UP_PROBES = torch.linspace(1.5, -2.5, len(GATE_PROBES), dtype=torch.float64).roll(7)
 # Constants such as sqrt(2 / pi) may have been rounded to half precision by an exporter.
 _TOLERANCE = 5e-3
 
 
 def name_of(values: torch.Tensor) -> str:
     """The activation nearest to `values` at `GATE_PROBES`; "elementwise" when none is near."""
+    size = GATE_PROBES.abs().clamp(min=1.0)
     errors = {
-        name: float((function(GATE_PROBES) - values).abs().max()) for name, function in ACTIVATIONS.items()
+        name: float(((function(GATE_PROBES) - values) / size).abs().max())
+        for name, function in ACTIVATIONS.items()
     }
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] <= _TOLERANCE else "elementwise"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from fxfuse.passes.spellings.activations import ACTIVATIONS, GATE_PROBES, name_of, role_of
+from tests.passes import onnx_graphs
 from tests.passes.graphs import (
     ACTS,
     TRACERS,
@@ -96,3 +101,59 @@ def test_neither_argument_is_linear(function) -> None:
 def test_roles_survive_any_multiplier(scale: float, name: str) -> None:
     function = ACTIVATIONS[name]
     assert role_of(lambda a, b: scale * (b * function(a))) == 1
+
+
+# ONNX operators with attributes
+
+ONNX: dict[str, tuple[dict[str, float], Callable[[Tensor], Tensor], str]] = {
+    "Elu": ({"alpha": 0.5}, lambda x: F.elu(x, 0.5), "elementwise"),
+    "Selu": ({}, F.selu, "selu"),
+    "Celu": ({"alpha": 1.3}, lambda x: F.celu(x, 1.3), "elementwise"),
+    "LeakyRelu": ({}, F.leaky_relu, "leaky_relu"),
+    "ThresholdedRelu": ({"alpha": 0.3}, lambda x: F.threshold(x, 0.3, 0.0), "elementwise"),
+    "HardSigmoid": ({"alpha": 0.25}, lambda x: (0.25 * x + 0.5).clamp(0, 1), "elementwise"),
+    "HardSwish": ({}, F.hardswish, "hardswish"),
+    "Softplus": ({}, F.softplus, "softplus"),
+}
+
+
+def onnx_chain(write: Callable[[onnx_graphs.Graph, str], str], act: Callable[[Tensor], Tensor]):
+    """Two ungated blocks with an activation that `write` makes, as a graph and its model."""
+
+    def ffn(g: onnx_graphs.Graph, h: str, block: onnx_graphs.Block) -> str:
+        return g.product(write(g, g.product(h, block, "gate")), block, "down")
+
+    g = onnx_graphs.Graph()
+    x = "x"
+    for _ in range(2):
+        x = g.block(x, g.new_block(5, gated=False, act=act), ffn=ffn)
+    return g, g.model(x)
+
+
+@pytest.mark.parametrize("op", ONNX)
+def test_onnx_operators_with_attributes(op: str) -> None:
+    attributes, function, name = ONNX[op]
+    g, model = onnx_chain(lambda g, gate: g.node(op, gate, **attributes), function)
+    x = onnx_graphs.example()
+    (chain,) = onnx_graphs.find(model).chains
+    assert [block.ffn.activation.name for block in chain.blocks] == [name] * 2
+    torch.testing.assert_close(
+        torch.from_numpy(onnx_graphs.run(onnx_graphs.fuse(model), x)[0]).double(),
+        torch.from_numpy(g.parallel(x)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("slope", "chains"), [([0.25], [2]), ([0.1] * 5, [])])
+def test_onnx_prelu_is_an_activation_with_one_slope(slope: list[float], chains: list[int]) -> None:
+    act = functools.partial(F.leaky_relu, negative_slope=0.25)
+    g, model = onnx_chain(lambda g, gate: g.node("PRelu", gate, g.weight(slope)), act)
+    stream = onnx_graphs.example()
+    found = onnx_graphs.find(model)
+    assert onnx_graphs.lengths(found) == chains
+    if not chains:
+        assert "the activation has a constant per channel" in onnx_graphs.reasons(found)
+        return
+    fused = torch.from_numpy(onnx_graphs.run(onnx_graphs.fuse(model), stream)[0]).double()
+    torch.testing.assert_close(fused, torch.from_numpy(g.parallel(stream)), rtol=1e-5, atol=1e-5)

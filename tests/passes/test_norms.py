@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.records import Norm
 from fxfuse.passes.spellings.norms import match_norm
+from tests.passes import onnx_graphs
 from tests.passes.graphs import (
     HIDDEN,
     TRACERS,
@@ -352,3 +353,38 @@ def test_a_trail_holds_what_is_inside() -> None:
     inside = {view.node_name(value) for value in block.interior}
     assert {"pow_1", "mean", "rsqrt", "mul", "linear", "silu", "linear_2"} <= inside
     assert not inside & {"x", view.node_name(block.out)}
+
+
+# ONNX: the lengths and sums that exporters write
+
+
+def onnx_unit(kind: str) -> Callable[..., str]:
+    def write(g: onnx_graphs.Graph, x: str, block: onnx_graphs.Block) -> str:
+        root = g.weight(HIDDEN**0.5)
+        if kind == "normalize":  # as F.normalize is exported
+            length = g.node("Clip", g.node("ReduceL2", x, g.ints(-1), keepdims=1), g.weight(1e-12))
+            unit = g.node("Mul", g.node("Div", x, g.node("Expand", length, g.node("Shape", x))), root)
+        elif kind == "length":
+            unit = g.node("Mul", root, g.node("Div", x, g.node("ReduceL2", x, g.ints(2), keepdims=1)))
+        else:
+            op, summed = ("ReduceSum", g.node("Mul", x, x)) if kind == "sum" else ("ReduceSumSquare", x)
+            total = g.node(op, summed, g.ints(-1), keepdims=1)
+            safe = g.node("Add", g.node("Div", total, g.weight(float(HIDDEN))), g.weight(block.eps))
+            unit = g.node("Div", x, g.node("Sqrt", safe))
+        return str(g.node("Mul", unit, g.weight(block.gain)))
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["normalize", "length", "sum", "sum of squares"])
+def test_lengths_and_sums_in_onnx(kind: str) -> None:
+    g = onnx_graphs.Graph()
+    eps = 1e-3 if kind.startswith("sum") else 0.0
+    x = "x"
+    for _ in range(2):
+        x = g.block(x, g.new_block(eps=eps), norm=onnx_unit(kind))
+    model, stream = g.model(x), onnx_graphs.example()
+    found = onnx_graphs.find(model)
+    assert onnx_graphs.lengths(found) == [2], onnx_graphs.reasons(found)
+    fused = torch.from_numpy(onnx_graphs.run(onnx_graphs.fuse(model), stream)[0]).double()
+    torch.testing.assert_close(fused, torch.from_numpy(g.parallel(stream)), rtol=1e-5, atol=1e-5)

@@ -45,7 +45,7 @@ def last(write: Write, opset: int = 20):
         (lambda g: g.node("QuickGelu", "x", domain="com.microsoft"), "quick_gelu", {"alpha": 1.702}),
         (lambda g: g.node("QuickGelu", "x", domain="com.microsoft", alpha=1.0), "quick_gelu", {"alpha": 1.0}),
         (lambda g: g.node("ScaledSiLU", "x", domain="com.microsoft", alpha=2.0), "silu", {}),
-        (lambda g: g.node("LeakyRelu", "x"), "LeakyRelu", {}),
+        (lambda g: g.node("Softsign", "x"), "Softsign", {}),
         (lambda g: g.node("Sum", "x", g.weight(1.0)), "add", {}),
         (lambda g: g.node("Sum", "x", g.weight(1.0), "x"), "add", {}),
         (lambda g: g.node("Sum", "x"), "pass", {}),
@@ -72,17 +72,25 @@ def last(write: Write, opset: int = 20):
         ),
         (lambda g: g.node("ReduceMean", "x", g.ints(-1)), "mean", {}),
         (lambda g: g.node("ReduceMean", "x", g.ints(2)), "mean", {}),
-        (lambda g: g.node("ReduceMean", "x", g.ints(1)), "ReduceMean", {}),
-        (lambda g: g.node("ReduceMean", "x", g.ints(-1), keepdims=0), "ReduceMean", {}),
-        (lambda g: g.node("ReduceMean", "x", g.ints(1, 2)), "ReduceMean", {}),
-        (lambda g: g.node("ReduceMean", "x"), "ReduceMean", {}),
+        (lambda g: g.node("ReduceMean", "x", g.ints(1)), "ReduceMean", {"axes": [1], "kept": True}),
+        (
+            lambda g: g.node("ReduceMean", "x", g.ints(-1), keepdims=0),
+            "ReduceMean",
+            {"axes": [-1], "kept": False},
+        ),
+        (lambda g: g.node("ReduceMean", "x", g.ints(1, 2)), "ReduceMean", {"axes": [1, 2], "kept": True}),
+        (lambda g: g.node("ReduceMean", "x"), "ReduceMean", {"axes": None, "kept": True}),
         (
             lambda g: g.node("SimplifiedLayerNormalization", "x", g.weight(np.ones(8)), epsilon=1e-3, axis=2),
             "rms_norm",
             {"eps": pytest.approx(1e-3)},
         ),
         (lambda g: g.node("LayerNormalization", "x", g.weight(np.ones(8))), "layer_norm", {"eps": 1e-5}),
-        (lambda g: g.node("LayerNormalization", "x", g.weight(np.ones(8)), axis=1), "LayerNormalization", {}),
+        (
+            lambda g: g.node("LayerNormalization", "x", g.weight(np.ones(8)), axis=1),
+            "LayerNormalization",
+            {"axes": "1 and those after it"},
+        ),
         (lambda g: g.node("MatMul", "x", g.weight(np.ones((8, 3)))), "linear", {"transposed": True}),
         (lambda g: g.node("MatMul", "x", g.weight(np.ones((2, 8, 3)))), "MatMul", {}),
         (
@@ -396,10 +404,10 @@ def affine(g: Graph, y: str) -> str:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda g, h, b: g.node("MatMul", g.node("LeakyRelu", h), g.weight(b.down)), None),
+        (lambda g, h, b: g.node("MatMul", g.node("Softsign", h), g.weight(b.down)), None),
         (
-            lambda g, h, b: g.product(g.node("LeakyRelu", g.product(h, b, "gate")), b, "down"),
-            "between the first product and down_proj stands LeakyRelu (n",
+            lambda g, h, b: g.product(g.node("Softsign", g.product(h, b, "gate")), b, "down"),
+            "between the first product and down_proj stands Softsign (n",
         ),
         (
             lambda g, h, b: g.product(g.node("Softmax", g.product(h, b, "gate")), b, "down"),
