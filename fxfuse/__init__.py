@@ -6,6 +6,7 @@
     report = fxfuse.fuse_onnx("model.onnx")                  # also: fxfuse fuse model.onnx
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
     graph, report = fxfuse.fuse(exported_program, (input_ids,))
+    fxfuse.split_onnx("model.fused.onnx")                    # also: fxfuse split model.fused.onnx
 
 The rewrite is lossy: every report says what was found and why not more, and what it costs on your inputs.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
+    from fxfuse.splitting import split_onnx
     from fxfuse.torch_api import fuse
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "nodes_off_cuda",
     "reports",
     "session",
+    "split_onnx",
 ]
 
 # Where each public name lives; loaded on first use, so that `fxfuse --version` does not wait for torch.
@@ -58,6 +61,7 @@ _HOMES = {
     "Budget": "budget",
     "Report": "report",
     "session": "sessions",
+    "split_onnx": "splitting",
     "nodes_off_cuda": "sessions",
 }
 

@@ -97,11 +97,19 @@ def _linear(view: View, linear: Linear, x: torch.Tensor, rounded: bool) -> torch
     weight, read = weight.T if linear.transposed else weight, _read(view, linear, x, rounded)
     # A part at a time: a whole weight in float64 may be four times what the model holds of it.
     parts = torch.split(weight, max(1, _PART // weight.shape[1]))
-    y = torch.cat([F.linear(read, part.to(x.device, x.dtype)) for part in parts], -1)
+    y = torch.cat([_times(read, part.to(x.device, x.dtype)) for part in parts], -1)
     y = _apply(view, linear.steps, y, linear.rows)
     if linear.rows is not None and y.shape[-1] != linear.rows[1] - linear.rows[0]:
         y = y[..., linear.rows[0] : linear.rows[1]]
     return y
+
+
+def _times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The product of x and W transposed, summed in float32 at least."""
+    if x.dtype == torch.float16 and x.device.type == "cpu":
+        # torch is a hundred times slower at float16 matrices that lie transposed.
+        return F.linear(x.float(), weight.float()).to(x.dtype)
+    return F.linear(x, weight)
 
 
 def _apply(view: View, steps: Sequence[Step], y: torch.Tensor, rows: tuple[int, int] | None) -> torch.Tensor:

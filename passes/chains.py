@@ -67,7 +67,7 @@ def _wide_sum(view: View, value: Value) -> Miss | None:
 
 
 def _with_origin(view: View, block: Block) -> Block:
-    """`block`; where the graph says that an earlier fusion wrote it, marked so and under its blocks' names."""
+    """`block`, marked and named as one that an earlier fusion wrote where the graph tells so."""
     values = (block.ffn.gate.weight, block.ffn.down.weight, block.ffn.activation.gate, block.branch)
     origins = [each for each in map(view.origin, values) if each is not None]
     made_of = max(origins, key=len, default=None)

@@ -13,17 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from fxfuse.passes.elementwise import constant
+from fxfuse.passes.folding import Fold, write
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
 __all__ = ["Wide", "affine", "down_bias", "widen", "refill", "sources", "unread"]
 
-_SLICE = 1 << 18  # elements folded at a time: bounds the float64 copy, and keeps it in a processor's cache
+_SLICE = (
+    1 << 18
+)  # elements multiplied at a time: bounds the float64 copy, and keeps it in a processor's cache
 
 
 @dataclass
@@ -71,18 +75,16 @@ def widen(view: View, blocks: Sequence[Block], allocate: Callable[..., torch.Ten
 @torch.no_grad()
 def refill(view: View, blocks: Sequence[Block], wide: Wide) -> None:
     """Write the wide weights of `blocks` into the tensors of `wide`, in place."""
-    start = 0
-    down_bias = torch.zeros(wide.down.shape[0], dtype=torch.float64, device=wide.down.device)
-    for block in blocks:
-        rows = slice(start, start + block.intermediate_size)
-        gain = block.norm.gain
-        _fold_first(view, block.ffn.gate, gain, wide.gate[rows], wide.gate_bias, rows)
-        if block.ffn.up is not None and wide.up is not None:
-            _fold_first(view, block.ffn.up, gain, wide.up[rows], wide.up_bias, rows)
-        down_bias += _fold_down(view, block.ffn.down, wide.down[:, rows])
-        start = rows.stop
+    ends = list(accumulate(block.intermediate_size for block in blocks))
+    places = [slice(end - block.intermediate_size, end) for end, block in zip(ends, blocks, strict=True)]
+    pairs = list(zip(blocks, places, strict=True))
+    write([_fold_first(view, b.ffn.gate, b.norm.gain, wide.gate, wide.gate_bias, at) for b, at in pairs])
+    ups = [(block.ffn.up, block.norm.gain, at) for block, at in pairs if block.ffn.up is not None]
+    if wide.up is not None:
+        write([_fold_first(view, up, gain, wide.up, wide.up_bias, at) for up, gain, at in ups])
+    write([_fold_down(view, block.ffn.down, wide.down[:, at]) for block, at in pairs])
     if wide.down_bias is not None:
-        wide.down_bias.copy_(down_bias)
+        wide.down_bias.copy_(torch.stack([down_bias(view, block) for block in blocks]).sum(0))
 
 
 def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
@@ -140,15 +142,15 @@ def _fold_first(
     out: torch.Tensor,
     bias: torch.Tensor | None,
     rows: slice,
-) -> None:
-    """Write out = diag(post) W diag(g); the norm's bias and the product's own end up in `bias[rows]`."""
+) -> Fold:
+    """Of out[rows] = diag(post) W diag(g); the norm's bias and the product's go into `bias[rows]` now."""
     weight = _matrix(view, linear)
     columns, shift = affine(view, gain, weight.shape[1], weight.device)
     scale, offset = affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
-    _scaled_copy(weight, scale, columns, out)
     if bias is not None:
         moved = _product(weight, shift) if bool(shift.any()) else torch.zeros_like(offset)
         bias[rows] = (scale * moved + offset).to(bias.dtype)
+    return Fold(weight, scale, columns, out[rows])
 
 
 def _product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -161,12 +163,12 @@ def _product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.double() @ vector for part in torch.split(weight, step)])
 
 
-def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> torch.Tensor:
-    """Write out = diag(post) W; the bias comes back in float64."""
+def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> Fold:
+    """Of out = diag(post) W; the bias is `down_bias`'s matter."""
     weight = _matrix(view, linear)
-    scale, offset = affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
-    _scaled_copy(weight, scale, torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device), out)
-    return offset
+    scale, _ = affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
+    ones = torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device)
+    return Fold(weight, scale, ones, out)
 
 
 def _matrix(view: View, linear: Linear) -> torch.Tensor:
@@ -209,36 +211,3 @@ def _spread(value: torch.Tensor, size: int, part: tuple[int, int]) -> torch.Tens
     whole = torch.zeros(size, dtype=value.dtype, device=value.device)
     whole[part[0] : part[1]] = value
     return whole
-
-
-def _scaled_copy(weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
-    """Write out = diag(rows) weight diag(columns), rounded once."""
-    if out.stride(0) < out.stride(1):  # go through memory in its own order
-        weight, rows, columns, out = weight.T, columns, rows, out.T
-    factor = _only(rows, columns, weight.dtype)
-    if factor is not None and out.dtype == weight.dtype:
-        _scaled_directly(weight, factor, out)
-        return
-    step = max(1, _SLICE // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], step):
-        piece = slice(start, start + step)
-        out[piece] = (weight[piece].double() * rows[piece, None] * columns).to(out.dtype)
-
-
-def _only(rows: torch.Tensor, columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """The one factor that is not all ones, to be broadcast, where `dtype` holds it exactly.
-
-    The product of two numbers of a type, rounded to that type, is what float64 would be rounded to.
-    """
-    for factor, other in ((rows[:, None], columns), (columns, rows)):
-        if bool((other == 1).all()) and bool((factor.to(dtype).double() == factor).all()):
-            return factor.to(dtype)
-    return None
-
-
-def _scaled_directly(weight: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> None:
-    if weight.stride() == out.stride() or weight.stride(1) == 1:
-        torch.mul(weight, factor, out=out)
-    else:  # torch transposes quickly only when it does nothing else
-        out.copy_(weight)
-        out.mul_(factor)

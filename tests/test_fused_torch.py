@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.export import ExportedProgram
 
 import fxfuse
@@ -295,6 +297,60 @@ def test_symbolic_trace() -> None:
     assert lengths(report) == [3]
     assert names(report) == ["blocks.0", "blocks.1", "blocks.2"]
     torch.testing.assert_close(fused(x), summed(stack, x), rtol=1e-5, atol=1e-5)
+
+
+class PackedBlock(Block):
+    """x + 0.5 f, f by products with transposed weights and a packed gate and up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(16, 48)
+
+    def branch(self, x: Tensor) -> Tensor:
+        gate, up = (self.norm(x) @ self.both.weight.T + self.both.bias).chunk(2, dim=-1)
+        return (nn.functional.silu(gate) * up) @ self.down.weight.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.branch(x), alpha=0.5)
+
+
+def packed_stack() -> Stack:
+    stack = Stack()
+    stack.blocks = nn.ModuleList(PackedBlock() for _ in range(3))
+    return made(stack)
+
+
+@torch.no_grad()
+def test_symbolic_trace_of_packed_weights_and_scaled_adds() -> None:
+    """Such a graph tells no shapes; they come from the example inputs."""
+    stack, x = packed_stack(), stream()
+    fused, report = fxfuse.fuse(fx.symbolic_trace(stack), (x,), min_sqnr=None)
+    assert lengths(report) == [3], reasons(report)
+    torch.testing.assert_close(fused(x), summed(stack, x), rtol=1e-5, atol=1e-5)
+    assert report.groups[0].rewrite_error <= 2 * report.groups[0].rounding_error
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: made(Stack()), packed_stack])
+def test_graph_after_aot_functionalisation(make: Callable[[], Stack]) -> None:
+    """Parameters are placeholders without names; linears are mm and view."""
+    stack, x = make(), stream()
+    caught: list[tuple[fx.GraphModule, list[Any]]] = []
+
+    def compiler(module: fx.GraphModule, _inputs: Sequence[Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            caught.append((module, list(args)))
+            return module(*args)
+
+        return make_boxed_func(call)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler)
+    torch.compile(stack, backend=backend, fullgraph=True)(x)
+    ((graph, args),) = caught
+    fused, report = fxfuse.fuse(graph, args, min_sqnr=None)
+    assert lengths(report) == [3], reasons(report)
+    torch.testing.assert_close(fused(*args)[0], summed(stack, x), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_flow_through_a_fused_graph_module() -> None:

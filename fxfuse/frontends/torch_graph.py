@@ -77,7 +77,8 @@ class TorchGraph:
         """See `FrontEnd.branch`."""
         inner = block.branch
         while isinstance(inner, Op):
-            inner = next(each for each in inner.inputs if each is not None and not is_constant(self.view, each))
+            moving = (each for each in inner.inputs if each is not None)
+            inner = next(each for each in moving if not is_constant(self.view, each))
         value = self._run(self.view, self.module, block, inner, x, writes=self.view.writes)
         with torch.no_grad():
             return evaluate(self.view, block.branch, {inner: value}, value.dtype)

@@ -88,8 +88,7 @@ class FxView:
     def is_parameter(self, value: Value) -> bool:
         """See `View.is_parameter`."""
         if isinstance(value, fx.Node) and value.op.startswith("call_"):
-            op = self.op(value)
-            return any(self.is_parameter(each) for each in op.inputs if each is not None) if op else False
+            return any(self.is_parameter(each) for each in value.all_input_nodes)
         return self._holds_tensor(value) and isinstance(self.stored(value), torch.nn.Parameter)
 
     def stored(self, value: Value) -> torch.Tensor:

@@ -10,7 +10,6 @@ x / sqrt(m + eps), x / |x| * sqrt(n) and a variance taken as mean(x^2) - mean(x)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from fxfuse.passes.elementwise import constant, evaluate, region
 from fxfuse.passes.recipes import Memo, recipe
 from fxfuse.passes.records import Norm, Step, Value
 from fxfuse.passes.spellings.affine import is_per_channel, peel_while
+from fxfuse.passes.spellings.means import MEANS, as_rows, centred, covered, is_mean, reads
 from fxfuse.passes.view import Op, Operand, View, is_constant, op_of, strip
 
 __all__ = ["match_norm"]
@@ -26,7 +26,6 @@ __all__ = ["match_norm"]
 _LINES: Memo[tuple[float, float] | None] = Memo()
 _OPERATORS = {"rms_norm": "rms", "layer_norm": "layer"}
 _PROBES = torch.tensor([0.0, 1.0, 1e-6, 1e-3, 7.0, 1e4], dtype=torch.float64)
-_MEANS = torch.tensor([0.0, -0.5, 5e-4, 0.02, 2.0, -90.0], dtype=torch.float64)  # mean(x), with squares below
 
 
 def match_norm(view: View, output: Value, trail: set[Value]) -> Norm | None:
@@ -64,8 +63,8 @@ def _operator(
     if not all(each is None or is_per_channel(view, each) for each in constants):
         return None
     inner: set[Value] = set()
-    if kind == "rms" and _centred(view, source, inner)[0] == "layer":
-        kind, source = _centred(view, source, trail)
+    if kind == "rms" and centred(view, source, inner)[0] == "layer":
+        kind, source = centred(view, source, trail)
     own: list[Step] = []
     if constants and constants[0] is not None:
         own.append(Step("mul", constants[0]))
@@ -106,16 +105,16 @@ def _row_scale(
     """What `factor` says of the norm when it normalises `value`; None when it does not."""
     if isinstance(factor, (int, float)) or factor is None:
         return None
-    inside = region(view, factor, lambda each: _is_mean(view, each), rowwise=True, whole=True)
+    inside = region(view, factor, lambda each: is_mean(view, each), rowwise=True, whole=True)
     if not 1 <= len(inside.leaves) <= 2 or inside.foreign or inside.dropout:
         return None
     means = _means_of(view, inside.leaves, trail)
     line = _straight_line(view, factor, means, inverse) if means is not None else None
     if means is None or line is None:
         return None
-    trail |= inside.interior | _covered(view, inside.leaves)
-    kind, source = _centred(view, value, trail)
-    same = (kind, source) == _centred(view, means.squared, trail)
+    trail |= inside.interior | covered(view, inside.leaves)
+    kind, source = centred(view, value, trail)
+    same = (kind, source) == centred(view, means.squared, trail)
     if means.average is not None:
         same = kind == "layer" and strip(view, means.squared) == source
     return _Scale(*line, kind, source) if same else None
@@ -147,20 +146,11 @@ def _means_of(view: View, leaves: list[Value | Op], trail: set[Value]) -> _Means
         passed: set[Value] = set()
         squared = _squared(view, op.inputs[0], passed) if op is not None else None
         average = op_of(view, others[0]) if others else None
-        if squared is None or (average is not None and not _reads(view, average, squared, passed)):
+        if squared is None or (average is not None and not reads(view, average, squared, passed)):
             continue
         trail |= passed
         return _Means(squared, square, others[0] if others else None)
     return None
-
-
-def _reads(view: View, mean: Op, source: Operand, trail: set[Value]) -> bool:
-    return strip(view, mean.inputs[0], trail) == strip(view, source)
-
-
-def _is_mean(view: View, value: Operand) -> bool:
-    op = op_of(view, value)
-    return op is not None and op.kind in ("mean", "row_mean")
 
 
 def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
@@ -184,10 +174,10 @@ def _squared(view: View, operand: Operand, trail: set[Value]) -> Operand:
 
 def _straight_line(view: View, factor: Operand, means: _Means, inverse: bool) -> tuple[float, float] | None:
     """Read eps and c off r(m) = c / sqrt(m + eps), if `factor` is one."""
-    average = _PROBES.sign() * _MEANS if means.average is not None else torch.zeros_like(_PROBES)
-    known = {means.square: _as_rows(view, means.square, _PROBES + average.square())}
+    average = _PROBES.sign() * MEANS if means.average is not None else torch.zeros_like(_PROBES)
+    known = {means.square: as_rows(view, means.square, _PROBES + average.square())}
     if means.average is not None:
-        known[means.average] = _as_rows(view, means.average, average)
+        known[means.average] = as_rows(view, means.average, average)
     key = recipe(view, factor, list(known))
     return _LINES.get(key and (key, inverse), lambda: _line(view, factor, known, inverse))
 
@@ -210,59 +200,6 @@ def _line(
     return (float(line[0]), _rounded(slope**-0.5)) if straight else None
 
 
-def _covered(view: View, operands: Iterable[Operand]) -> set[Value]:
-    """The values of the graph that stand behind `operands`."""
-    found: set[Value] = set()
-    for each in operands:
-        op = op_of(view, each)
-        found.update(op.via if op is not None else ())
-        found.update({each} if not isinstance(each, Op) else ())
-    return found
-
-
-def _as_rows(view: View, mean: Value | Op, values: torch.Tensor) -> torch.Tensor:
-    """One value a row; as a column where the mean keeps its axis."""
-    op = op_of(view, mean)
-    return values[:, None] if op is not None and op.kind == "mean" else values
-
-
 def _rounded(scale: float) -> float:
     """1 where the scale differs from it by rounding alone."""
     return 1.0 if abs(scale - 1.0) < 1e-6 else scale
-
-
-def _centred(view: View, operand: Operand, trail: set[Value]) -> tuple[str, Operand]:
-    """("layer", x) where `operand` is x - mean(x), ("rms", x) otherwise, with casts passed over."""
-    value = strip(view, operand, trail)
-    op = op_of(view, value)
-    if op is not None and op.kind in ("sub", "add") and len(op.inputs) == 2:
-        pairs = [op.inputs, op.inputs[::-1]] if op.kind == "add" else [op.inputs]
-        for source, shift in pairs:
-            inner: set[Value] = set()
-            sign = 1.0 if op.kind == "sub" else -1.0
-            if _is_average(view, shift, strip(view, source, inner), sign, inner):
-                trail |= inner | _covered(view, [value])
-                return "layer", strip(view, source)
-    return "rms", value
-
-
-def _is_average(view: View, shift: Operand, source: Operand, sign: float, trail: set[Value]) -> bool:
-    """Whether `shift` is sign * mean(source), kept as a column."""
-    if shift is None or isinstance(shift, (int, float)):
-        return False
-    inside = region(view, shift, lambda each: _is_mean(view, each), 16, rowwise=True, whole=True)
-    if len(inside.leaves) != 1 or inside.foreign or inside.dropout:
-        return False
-    (leaf,) = inside.leaves
-    mean = op_of(view, leaf)
-    if mean is None or not _reads(view, mean, source, trail):
-        return False
-    values = _as_rows(view, leaf, _MEANS)
-    try:
-        found = evaluate(view, shift, {leaf: values}, torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    trail |= inside.interior | _covered(view, [leaf])
-    return found.shape[-2:] == (len(_MEANS), 1) and torch.allclose(
-        found.reshape(-1), sign * _MEANS, rtol=1e-6
-    )

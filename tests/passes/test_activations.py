@@ -17,6 +17,7 @@ from tests.passes import onnx_graphs
 from tests.passes.graphs import (
     ACTS,
     TRACERS,
+    Layer,
     Spec,
     Stack,
     example,
@@ -25,6 +26,7 @@ from tests.passes.graphs import (
     fuse,
     lengths,
     parallel,
+    reasons,
     run,
 )
 
@@ -72,6 +74,29 @@ def test_every_spelling_is_named_and_fused(written: str, form: str) -> None:
 def test_names_hold_in_other_forms(written: str, tracer: str) -> None:
     found = find_chains(TRACERS[tracer](Stack([Spec(act=written)]), example()))
     assert [block.ffn.activation.name for block in found.singles] == [ACTS[written][1]]
+
+
+@pytest.mark.parametrize(
+    "near",
+    [
+        lambda g: F.silu(g.clamp(max=7.0)),
+        lambda g: F.silu(g.clamp(max=30.0)),
+        lambda g: F.silu(g) * (g.abs() > 0.01),
+        lambda g: torch.where(g > 0.3, F.silu(g), F.silu(g) * 0.5),
+    ],
+)
+def test_what_differs_in_places_only_is_another_activation(near) -> None:
+    """A clamp far out, a threshold near 0: neighbours with and without it cannot share a region."""
+
+    class Odd(Layer):
+        def __init__(self) -> None:
+            super().__init__(Spec())
+            self.mlp.activate = near
+
+    found = find(Stack([Spec(), Odd()]))
+    assert len(found.singles) == 2
+    assert "layers.1.mlp: " in reasons(found)
+    assert lengths(find(Stack([Odd(), Odd()]))) == [2]
 
 
 @pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"identity"}))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxfuse.passes import elementwise
 from fxfuse.passes.elementwise import SELU
 from fxfuse.passes.fx.calls import name_of
 from fxfuse.passes.fx.run import compute
@@ -329,6 +330,52 @@ def test_assertions_read_nothing(tracer: str) -> None:
     (block,) = find_chains(view).singles
     assert view.is_output(block.out)
     assert view.readers(block.out) == []
+
+
+def test_calls_that_nothing_needs_read_nothing() -> None:
+    """symbolic_trace leaves dead code in a graph; a write is not dead."""
+
+    def write(m: Net, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        (y + 1.0).square()
+        torch.sigmoid(x * 2.0).mul_(3.0)
+        return y
+
+    view, node = last(write)
+    nodes = {each.name: each for each in view.module.graph.nodes}
+    assert view.readers(node) == []
+    assert view.readers(nodes["x"]) == [nodes["relu"], nodes["mul"]]
+
+
+def test_constants_are_computed_as_the_graph_computes_them() -> None:
+    """Any pure function of weights is one: a slice, a norm, tensors that the graph makes."""
+    for write in (
+        lambda m, x: x + m.square[1:].cumsum(0)[2],
+        lambda m, x: x + F.normalize(m.square, dim=0)[3],
+        lambda m, x: x + torch.cat([m.vector[:4], torch.ones(4)]),
+        lambda m, x: x + m.square.std(-1),
+    ):
+        view, node = last(write)
+        constant = view.op(node).inputs[1]
+        assert view.is_constant(constant)
+        assert view.is_parameter(constant)
+        torch.testing.assert_close(
+            elementwise.constant(view, constant).float(), write(view.module, torch.zeros(HIDDEN))
+        )
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda m, x: x + torch.rand_like(m.vector),
+        lambda m, x: x + F.dropout(m.vector, 0.5),
+        lambda m, x: x + m.vector.clone().mul_(2.0),
+        lambda m, x: x + torch.empty_like(m.vector),
+    ],
+)
+def test_what_changes_from_run_to_run_is_no_constant(write) -> None:
+    view, node = last(write)
+    assert not view.is_constant(view.op(node).inputs[1])
 
 
 def test_shapes_as_far_as_they_are_known() -> None:
