@@ -93,13 +93,19 @@ def piece_model(index: ModelIndex, piece: Piece, kinds: Mapping[str, onnx.ValueI
 
 
 def subgraph_reads(node: onnx.NodeProto) -> Iterable[str]:
-    """Every value that a node reads, those that its subgraphs take from outside included."""
+    """Every value that a node reads, those that its subgraphs take from outside included.
+
+    A subgraph's own values are none of these, also where they are called as a value outside is: merged
+    decoders give the outputs of both branches the names of the If node's own.
+    """
     found = list(node.input)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                found += subgraph_reads(inner)
-            found += [output.name for output in graph.output]
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            own.update(name for inner in graph.node for name in inner.output)
+            names = [name for inner in graph.node for name in subgraph_reads(inner)]
+            names += [output.name for output in graph.output]
+            found += [name for name in names if name not in own]
     return found
 
 
