@@ -38,33 +38,25 @@ class Fold:
         return Fold(self.weight[rows], self.rows[rows], self.columns, self.out[rows])
 
 
-def write(folds: Sequence[Fold], put: Put | None = None) -> None:
-    """Write every fold; those that lie side by side in memory band by band.
-
-    With `put` a band is computed in a small buffer, and `put(band of out, buffer)` brings it to its place.
-    """
+def write(folds: Sequence[Fold]) -> None:
+    """Write every fold; those that lie side by side in memory band by band."""
     # Rows are what lies together in memory.
     folds = [fold.turned() if fold.out.stride(0) < fold.out.stride(1) else fold for fold in folds]
-    for region in [folds] if _are_side_by_side(folds) else [[fold] for fold in folds]:
-        first = region[0].out
-        width = sum(fold.out.shape[1] for fold in region)
-        if put is None or first.stride(0) != width:
-            _write_region(region, _BAND, lambda parts, _: _write_parts(parts))
-        else:
-            with _one_thread():
-                _write_region(region, _BUFFER, functools.partial(_put_parts, put))
+    quick = [_is_quick(fold) for fold in folds]
+    height = len(folds[0].out) if _are_side_by_side(folds) else 0
+    widest = max(fold.out.shape[1] * fold.out.element_size() for fold in folds)
+    step = max(1, _BAND // max(1, widest)) if height else max(len(fold.out) for fold in folds)
+    for start in range(0, max(height, 1), step):
+        for fold, is_quick in zip(folds, quick, strict=True):
+            part = fold.part(slice(start, start + step))
+            (_write_quickly if is_quick else _write_in_float64)(part)
 
 
-def _write_region(
-    region: Sequence[Fold], size: int, write_band: Callable[[Sequence[Fold], Sequence[bool]], None]
-) -> None:
-    """Write folds that lie side by side, in bands of about `size` bytes."""
-    quick = [_is_quick(fold) for fold in region]
-    row = sum(fold.out.shape[1] for fold in region) * region[0].out.element_size()
-    strips = any(fold.weight.stride(1) != 1 for fold in region)
-    step = max(1, size // max(1, row), _LEAST if strips else 1)
-    for start in range(0, len(region[0].out), step):
-        write_band([fold.part(slice(start, start + step)) for fold in region], quick)
+def _are_side_by_side(folds: Sequence[Fold]) -> bool:
+    """Whether the folds write columns of one matrix."""
+    first, last = folds[0].out, folds[-1].out
+    row = first.stride(0) * first.element_size()
+    return len(folds) > 1 and 0 < last.data_ptr() - first.data_ptr() < row
 
 
 def _is_quick(fold: Fold) -> bool:
