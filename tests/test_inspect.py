@@ -427,7 +427,8 @@ def test_a_model_that_is_not_there(tmp_path, monkeypatch, capsys, model, sentenc
     assert err.count("\n") == 1
 
 
-def test_the_command_shows_text(tmp_path, capsys):
+def test_the_command_shows_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # the folder's name may be long
     path = save(tmp_path / "m.onnx")
     assert cli.main(["inspect", str(path)]) == 0
     out, err = capsys.readouterr()
@@ -436,7 +437,8 @@ def test_the_command_shows_text(tmp_path, capsys):
     assert "\x1b" not in out
 
 
-def test_the_command_writes_json(tmp_path, capsys):
+def test_the_command_writes_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # the folder's name may be long
     path = save(tmp_path / "m.onnx", layers=1)
     assert cli.main(["inspect", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
