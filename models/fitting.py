@@ -45,7 +45,7 @@ def initialise(model: Decoder, seed: int) -> Decoder:
     """Draw small embeddings, and let every layer start as the identity."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        if name.endswith(("o_proj.weight", "down_proj.weight", ".bias")):
             nn.init.zeros_(weight)
         elif weight.ndim == 2:
             std = weight.shape[1] ** -0.5 if name.startswith("layers.") else 0.02

@@ -1,7 +1,8 @@
-"""Train the demo model: dense at first, then six attentions removed by measured importance, then healed.
+"""Train a demo model: dense at first, then six attentions removed by measured importance, then healed.
 
     python -m models.train                  everything, into models/demo-dense and models/demo
     python -m models.train --resume         the same, but keep a dense model that is already there
+    python -m models.train --name demo-gelu     LayerNorm, ungated GELU and biases, into models/demo-gelu[-dense]
 
 Matrices inside the layers are trained with Muon, everything else with AdamW, in bfloat16 autocast. The rate
 rises over the first steps, stays, and falls linearly to zero. Healing goes on with the language-modelling
@@ -28,7 +29,15 @@ from models.evaluate import nats_per_byte, predictor
 from models.fitting import Recipe, fit, initialise, keep_freed_memory
 from models.surgery import measure_importance, remove_attention
 
-__all__ = ["main"]
+__all__ = ["STYLES", "main"]
+
+# What is trained, by the name of its folder.
+STYLES: dict[str, dict[str, Any]] = {
+    "demo": {"norm": "rms", "activation": "silu", "gated": True, "bias": False},
+    "demo-gelu": {"norm": "layer", "activation": "gelu", "gated": False, "bias": True},
+}
+# An FFN without a gate has two matrices, not three: at this width it has as many weights.
+WIDTHS = {"demo": 512, "demo-gelu": 768}
 
 
 def evaluate(model: Decoder, max_bytes: int) -> dict[str, Any]:
@@ -53,13 +62,13 @@ def remove_and_heal(dense: Decoder, size: int, recipe: Recipe, options: argparse
     removed = evaluate(model, options.eval_bytes)
     print(f"removed attention {window.start}..{window.stop - 1}: {removed['mean']:.4f}; healing", flush=True)
     fit(model, corpus.training(), recipe, teacher=dense)
-    store(model, options.out / "demo")
+    store(model, options.out / options.name)
     return {
         "removed_layers": list(window),
         "importance": asdict(importance),
         "dense": evaluate(dense, options.eval_bytes),
         "removed": removed,
-        "healed": evaluate(load(options.out / "demo"), options.eval_bytes),
+        "healed": evaluate(load(options.out / options.name), options.eval_bytes),
     }
 
 
@@ -67,15 +76,16 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train the demo model.")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="where demo and demo-dense are written"
+        "--out", type=Path, default=Path(__file__).parent, help="where the two folders are written"
     )
+    parser.add_argument("--name", choices=STYLES, default="demo", help="which model; NAME-dense is the other")
     parser.add_argument("--steps", type=int, default=2200, help="steps of the dense model")
     parser.add_argument("--heal-steps", type=int, default=900, help="steps after the attentions were removed")
     parser.add_argument("--batch", type=int, default=8, help="windows in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden-size", type=int, default=192)
-    parser.add_argument("--intermediate-size", type=int, default=512)
+    parser.add_argument("--intermediate-size", type=int, help="by default 512, 768 without a gate")
     parser.add_argument("--remove", type=int, default=6, help="consecutive attentions to remove")
     parser.add_argument(
         "--importance-bytes", type=int, default=32_768, help="training text to choose them on"
@@ -89,14 +99,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, remove, heal, and write both models with their figures and model card."""
     options = parse_options(arguments)
     keep_freed_memory()
-    layers = (LayerConfig(intermediate_size=options.intermediate_size),) * options.layers
-    config = DecoderConfig(hidden_size=options.hidden_size, layers=layers)
+    width = options.intermediate_size or WIDTHS[options.name]
+    layers = (LayerConfig(intermediate_size=width),) * options.layers
+    config = DecoderConfig(hidden_size=options.hidden_size, layers=layers, **STYLES[options.name])
     recipe = Recipe(options.steps, batch=options.batch, seed=options.seed)
     healing = replace(recipe, steps=options.heal_steps, seed=options.seed + 1, cooldown=0.8)
     begun = time.monotonic()
-    if not (options.resume and (options.out / "demo-dense" / "model.safetensors").exists()):
-        train_dense(config, recipe, options.out / "demo-dense")
-    figures = remove_and_heal(load(options.out / "demo-dense"), options.remove, healing, options)
+    dense = options.out / f"{options.name}-dense"
+    if not (options.resume and (dense / "model.safetensors").exists()):
+        train_dense(config, recipe, dense)
+    figures = remove_and_heal(load(dense), options.remove, healing, options)
     figures |= {
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "python": platform.python_version(),
@@ -104,8 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         "recipe": asdict(recipe),
         "healing": asdict(healing),
     }
-    write_whole(options.out / "demo" / "training.json", (json.dumps(figures, indent=1) + "\n").encode())
-    write_card(options.out / "demo")
+    write_whole(options.out / options.name / "training.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_card(options.out / options.name)
     print(f"held-out nats/byte: dense {figures['dense']['mean']:.4f}, healed {figures['healed']['mean']:.4f}")
 
 

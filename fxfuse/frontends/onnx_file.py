@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.onnx_runs import Runs, element_type
 from fxfuse.frontends.outputs import choose_output
+from fxfuse.frontends.protocol import Batch
 from fxfuse.inputs import Sample
 from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
+from fxfuse.passes.chains import find_chains
 from fxfuse.passes.onnx.contract import contract
 from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.extract import ModelIndex
@@ -104,6 +106,24 @@ class OnnxFile:
                 "The measuring inputs hold no tokens: give some with --inputs (inputs=[...] in Python)."
             )
         return states  # type: ignore[return-value]
+
+    def run(
+        self, batch: Batch, wanted: Sequence[Value], known: Mapping[Value, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """See `Runnable.run`."""
+        sample = {name: to_numpy(tensor) for name, tensor in batch.items()}
+        return self._runs.between(sample, [str(value) for value in wanted], known or {})
+
+    def logits(self, batch: Batch) -> Value:
+        """See `Runnable.logits`."""
+        names = [output.name for output in self.model.graph.output]
+        values = self.run(batch, names)
+        found = find_chains(self.view)
+        blocks = [*(block for chain in found.chains for block in chain.blocks), *found.singles]
+        chosen = choose_output(names, values, blocks[0].hidden_size if blocks else 0)
+        if chosen is None or not chosen[1]:
+            raise InputError("No output of the model looks like logits: give a model that returns them.")
+        return names[chosen[0]]
 
     @property
     def results(self) -> list[list[np.ndarray[Any, Any]]]:

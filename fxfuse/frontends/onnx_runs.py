@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from fxfuse.inputs import Sample
 from fxfuse.onnxio import total_bytes
 from fxfuse.passes.onnx.extract import ModelIndex, extract
 from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
-from fxfuse.passes.records import Block
+from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
+from fxfuse.sessions import Session
 
 __all__ = ["Runs", "element_type"]
+
+_OPEN = 32
+"""Sessions over parts of a model that are kept open; each holds a copy of the weights it reads."""
 
 Branch = Callable[[torch.Tensor, int], torch.Tensor]
 """A function of a stream and of the number of a sample, for what the branch reads besides."""
@@ -43,6 +48,7 @@ class Runs:
         self._index = ModelIndex(model)
         self._in_pieces = total_bytes(model) > BOUND
         self._branches: dict[str, Branch] = {}
+        self._parts: OrderedDict[tuple[frozenset[str], tuple[str, ...]], Session] = OrderedDict()
         self._computed: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def notes(self) -> list[str]:
@@ -73,6 +79,38 @@ class Runs:
         opened = self._runner.open(model)
         return [self._runner.run(opened, [*own, *names], sample) for sample in self.samples]
 
+    def between(
+        self, sample: Sample, wanted: Sequence[str], known: Mapping[Value, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The values `wanted` on any sample, with `known` values of the inside taken as given."""
+        feed = {
+            name: to_numpy(tensor) for value, tensor in known.items() for name in self._same_stream(value)
+        }
+        if self._in_pieces:
+            results = Pieces(self._runner, self._index, self.folder).run(wanted, [sample | feed])[0]
+        else:
+            opened = self._part(frozenset(feed), tuple(wanted))
+            results = self._runner.run(opened, wanted, sample | feed)
+        return [to_torch(each) for each in results]
+
+    def _part(self, known: frozenset[str], wanted: tuple[str, ...]) -> Session:
+        """The session that computes `wanted` from `known`; the ones used last stay open."""
+        key = (known, wanted)
+        if key not in self._parts:
+            kinds = {name: element_type(self.view.dtype(name) or "float32") for name in known}
+            self._parts[key] = self._runner.open(
+                extract(self._index, kinds, list(wanted)), folder=self.folder
+            )
+            if len(self._parts) > _OPEN:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def _same_stream(self, value: Value) -> set[str]:
+        """The names of the stream that `value` holds, seen through casts and identities."""
+        stream = root(self.view, value)
+        return {str(each) for each in (value, stream, strip(self.view, stream))}
+
     def written(
         self, model: onnx.ModelProto, index: ModelIndex, path: Path, names: Sequence[str]
     ) -> list[list[Any]]:
@@ -94,8 +132,7 @@ class Runs:
 
     def part(self, index: ModelIndex, folder: Path, block: Block, wanted: str) -> Branch:
         """What computes `wanted` from the block's stream."""
-        stream = root(self.view, block.x)
-        names = {str(each) for each in (block.x, stream, strip(self.view, stream))}
+        names = self._same_stream(block.x)
         if self._in_pieces:
             pieces = Pieces(self._runner, index, folder)
             return lambda x, sample: to_torch(

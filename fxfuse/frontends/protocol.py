@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import View
 
-__all__ = ["FrontEnd", "Fused", "Sample"]
+__all__ = ["Batch", "FrontEnd", "Fused", "Runnable", "Sample"]
 
 Sample = int
 """The place of a sample among those that are measured on."""
 Fused = TypeVar("Fused")
+Batch: TypeAlias = Mapping[str, torch.Tensor]
+"""Inputs of a model by name, as calibration brings them: token ids [windows, context] and what goes with them."""
+
+
+class Runnable(Protocol):
+    """A graph that can be run on any batch: whole, in part, and with values in its inside replaced."""
+
+    @property
+    def view(self) -> View:
+        """The graph as it is read."""
+
+    def run(
+        self, batch: Batch, wanted: Sequence[Value], known: Mapping[Value, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """The values of `wanted`, where `known` ones are taken as given and nothing above them is computed.
+
+        With x a block's stream, `run(batch, [block.branch], {block.x: x})` is its branch on another stream,
+        `run(batch, [logits], {block.out: x})` the logits of the model from there on.
+
+        Raises:
+            InputError: The batch does not fit the model, or the model fails on it.
+        """
+
+    def logits(self, batch: Batch) -> Value:
+        """The output that holds logits, [..., classes]; `batch` is run where that shows only in its shape.
+
+        Raises:
+            InputError: No output looks like logits.
+        """
 
 
 class FrontEnd(Protocol[Fused]):

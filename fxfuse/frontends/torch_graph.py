@@ -13,6 +13,7 @@ from torch import fx
 
 from fxfuse.errors import InputError
 from fxfuse.frontends.outputs import choose_output
+from fxfuse.frontends.protocol import Batch
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.elementwise import evaluate
 from fxfuse.passes.fx.calls import ASSERTIONS, name_of
@@ -57,6 +58,7 @@ class TorchGraph:
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._inputs = dict(zip(placeholders, map(_plain, inputs), strict=True))
         self._outputs: list[Any] = []
+        self._logits: fx.Node | None = None
 
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
         """See `FrontEnd.states`."""
@@ -66,12 +68,65 @@ class TorchGraph:
             with _quiet_run():
                 found = compute(self.module, {*nodes, *results}, self._known(self.module), self.view.writes)
         except (RuntimeError, TypeError, IndexError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"The graph does not run on the example inputs ({first}): check them."
+                f"The graph does not run on the example inputs ({_first_line(error)}): check them."
             ) from error
         self._outputs = [found[node] for node in results]
         return [{node: found[node] for node in nodes}]
+
+    def run(
+        self, batch: Batch, wanted: Sequence[Value], known: Mapping[Value, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """See `Runnable.run`."""
+        given: dict[fx.Node, Any] = {**self.weights, **self._bind(batch)}
+        for value, tensor in (known or {}).items():
+            given |= {node: tensor for node in self._same(value)}
+        nodes = [value for value in wanted if isinstance(value, fx.Node)]
+        try:
+            with _quiet_run():
+                found = compute(self.module, nodes, given, self.view.writes)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise InputError(
+                f"The model does not run on the calibration data ({_first_line(error)}): check them."
+            ) from error
+        return [found[node] for node in nodes]
+
+    def logits(self, batch: Batch) -> Value:
+        """See `Runnable.logits`."""
+        if self._logits is None:
+            results = _output_nodes(self.module)
+            found = find_chains(self.view)
+            blocks = [*(block for chain in found.chains for block in chain.blocks), *found.singles]
+            values = self.run(batch, results)
+            chosen = choose_output([""] * len(values), values, blocks[0].hidden_size if blocks else 0)
+            if chosen is None or not chosen[1]:
+                raise InputError("No output of the model looks like logits: give a model that returns them.")
+            self._logits = results[chosen[0]]
+        return self._logits
+
+    def _bind(self, batch: Batch) -> dict[fx.Node, torch.Tensor]:
+        """A batch as values of the placeholders: by name, or in order where no name is known."""
+        free = [node for node in self._inputs if node not in self.weights]
+        named = {node.name: node for node in free} | {str(node.target): node for node in free}
+        if not set(batch) & set(named) and len(batch) == len(free):
+            pairs = list(zip(free, batch.values(), strict=True))
+        else:
+            unknown = [name for name in batch if name not in named]
+            if unknown:
+                raise InputError(
+                    f"The model takes no input {unknown[0]!r}: name the data as one of {', '.join(named)}."
+                )
+            pairs = [(named[name], tensor) for name, tensor in batch.items()]
+        missing = [node.name for node in free if node not in dict(pairs)]
+        if missing:
+            raise InputError(f"The calibration data hold no {missing[0]!r}, which the model reads: add it.")
+        device = next((tensor.device for tensor in self.weights.values()), None)
+        return {node: tensor if device is None else tensor.to(device) for node, tensor in pairs}
+
+    def _same(self, value: Value) -> set[fx.Node]:
+        """The nodes that hold the same stream as `value`, seen through casts and identities."""
+        stream = root(self.view, value)
+        return {each for each in (value, stream, strip(self.view, stream)) if isinstance(each, fx.Node)}
 
     def branch(self, block: Block, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.branch`."""
@@ -215,6 +270,10 @@ def first_call(graph: fx.Graph) -> fx.Node:
 def _output_nodes(module: fx.GraphModule) -> list[fx.Node]:
     output = next(reversed(module.graph.nodes))
     return list(output.all_input_nodes)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _plain(value: Any) -> Any:

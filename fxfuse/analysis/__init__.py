@@ -1,0 +1,1 @@
+"""Measure before anything is changed: drift, dependency, local errors, attention importance, KL."""
