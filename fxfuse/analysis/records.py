@@ -62,8 +62,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class AttentionScore:
-    """How little an attention matters: the mean cosine of the stream before and after (LLM-Drop), and the KL
-    of the logits without it, in nats, with its standard error; None where not measured.
+    """How little an attention matters.
+
+    cosine: mean over tokens of that of the stream before and after it (LLM-Drop, arXiv 2406.15786); kl: of
+    the logits without it, in nats, with its standard error; None where not measured.
     """
 
     name: str

@@ -16,7 +16,7 @@ Sample = int
 """The place of a sample among those that are measured on."""
 Fused = TypeVar("Fused")
 Batch: TypeAlias = Mapping[str, torch.Tensor]
-"""Inputs of a model by name, as calibration brings them: token ids [windows, context] and what goes with them."""
+"""Inputs of a model by name, as calibration brings them: token ids [windows, context], and their masks."""
 
 
 class Runnable(Protocol):

@@ -80,7 +80,7 @@ class TorchGraph:
         """See `Runnable.run`."""
         given: dict[fx.Node, Any] = {**self.weights, **self._bind(batch)}
         for value, tensor in (known or {}).items():
-            given |= {node: tensor for node in self._same(value)}
+            given |= dict.fromkeys(self._same(value), tensor)
         nodes = [value for value in wanted if isinstance(value, fx.Node)]
         try:
             with _quiet_run():

@@ -1,4 +1,4 @@
-"""Torch models as users have them: an nn.Module, exported once with open shapes, or a graph that they made."""
+"""Torch models as users have them: an nn.Module, exported once with open shapes, or their own graph."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any], open_axes: bool) -> A
     def axes(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.dim() < 1:
             return None
-        return {axis: Dim.AUTO for axis in range(min(2, value.dim()))}
+        return dict.fromkeys(range(min(2, value.dim())), Dim.AUTO)
 
     return tuple(map(axes, args)) if args and not kwargs else {name: axes(v) for name, v in kwargs.items()}
