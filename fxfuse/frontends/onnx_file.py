@@ -123,7 +123,7 @@ class OnnxFile:
         chosen = choose_output(names, values, blocks[0].hidden_size if blocks else 0)
         if chosen is None or not chosen[1]:
             raise InputError("No output of the model looks like logits: give a model that returns them.")
-        return names[chosen[0]]
+        return str(names[chosen[0]])
 
     @property
     def results(self) -> list[list[np.ndarray[Any, Any]]]:

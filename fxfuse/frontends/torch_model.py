@@ -40,8 +40,8 @@ def read_torch(model: nn.Module | ExportedProgram, batch: Batch) -> TorchGraph:
 def export_module(model: nn.Module, batch: Batch) -> ExportedProgram:
     """`model(**batch)` as torch.export's program, open in batch and sequence where the model allows it.
 
-    The inputs' names are the arguments' names; a batch that has none of these is passed by position. Models of
-    transformers are exported without a cache, which returns logits alone.
+    The inputs' names are the arguments' names; a batch that has none of these is passed by position. Models
+    of transformers are exported without a cache, so that they return logits alone.
 
     Raises:
         InputError: The model is in training mode, or torch.export cannot capture it.
