@@ -1,8 +1,9 @@
-"""The demo model's card, from the figures its training left; `python -m models.card` writes it again."""
+"""A demo model's card, from the figures its training left; `python -m models.card [NAME]` writes it again."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ __all__ = ["render_card", "write_card"]
 TEMPLATE = """# A byte-level decoder with a chain of {chain} FFNs
 
 {depth} layers, hidden size {hidden_size}, intermediate size {intermediate_size}, {num_heads} heads,
-{parameters:.2f} M parameters, {megabytes:.1f} MB of float16. RMSNorm, SwiGLU and rotary attention as in
-Llama; the vocabulary is the 256 byte values. Layers {first} to {last} have no attention, so the FFNs of
+{parameters:.2f} M parameters, {megabytes:.1f} MB of float16. {style};
+the vocabulary is the 256 byte values. Layers {first} to {last} have no attention, so the FFNs of
 layers {before} to {last} follow each other with nothing between: a run that FFN Fusion can rewrite, with
-weights that were learned. `models.load_demo()` returns it; `models.load_demo("demo-dense")` returns the
-model it came from.
+weights that were learned. `models.load_demo("{name}")` returns it; `models.load_demo("{name}-dense")` returns
+the model it came from.
 
 | held-out nats/byte | mean | standard error |
 | --- | --- | --- |
@@ -30,7 +31,7 @@ as stored, in float16.
 
 ## Training
 
-    python -m models.train
+    python -m models.train --name {name}
 
 {steps} steps dense, then {heal_steps} steps of healing (next-byte loss plus KL to the dense model), each of
 {batch} windows of {context} bytes; Muon for the matrices inside the layers, AdamW for the rest, bfloat16
@@ -63,6 +64,12 @@ well the FFNs of a large model bear fusion has to be measured on that model.
 """
 
 
+STYLES = {
+    "rms": "RMSNorm, SwiGLU and rotary attention as in Llama",
+    "layer": "LayerNorm, an ungated FFN with GELU, biases, and rotary attention",
+}
+
+
 def _importance_rows(importance: dict[str, Any]) -> str:
     """Return the table's rows, one a layer."""
     windows = {int(first): f"{loss:.4f}" for first, loss in importance["window_loss"].items()}
@@ -80,6 +87,8 @@ def render_card(folder: Path) -> str:
     return TEMPLATE.format(
         **{key: figures[key] for key in ("dense", "removed", "healed", "minutes", "python", "torch")},
         **{key: recipe[key] for key in ("steps", "batch", "context", "seed")},
+        name=folder.name,
+        style=STYLES[model.config.norm],
         hidden_size=model.config.hidden_size,
         num_heads=model.config.num_heads,
         intermediate_size=model.config.layers[0].intermediate_size,
@@ -104,4 +113,4 @@ def write_card(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_card(Path(__file__).parent / "demo")
+    write_card(Path(__file__).parent / (sys.argv[1] if len(sys.argv) > 1 else "demo"))

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save
 
 from models.decoder import Decoder, DecoderConfig
 
-__all__ = ["load", "load_demo", "store", "write_whole"]
+__all__ = ["DEMOS", "load", "load_demo", "store", "write_whole"]
+
+DEMOS = ("demo", "demo-dense", "demo-gelu", "demo-gelu-dense")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -43,5 +45,9 @@ def load(folder: Path) -> Decoder:
 
 
 def load_demo(name: str = "demo") -> Decoder:
-    """Return a demo model: "demo" (six attentions removed, then healed) or "demo-dense" (before that)."""
+    """Return a demo model of `DEMOS`.
+
+    "demo" lacks six attentions and was healed, "demo-dense" is what it came from; "demo-gelu" and
+    "demo-gelu-dense" are the same in another style: LayerNorm, ungated GELU, biases.
+    """
     return load(Path(__file__).parent / name)

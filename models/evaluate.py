@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import load_demo
+from models.checkpoint import DEMOS, load_demo
 from models.corpus import held_out
 from models.decoder import Decoder
 
@@ -81,7 +81,7 @@ def predictor(model: Decoder) -> Predict:
 def main(arguments: list[str] | None = None) -> None:
     """Print the held-out loss of a demo model."""
     parser = argparse.ArgumentParser(description="Print the held-out loss of a demo model.")
-    parser.add_argument("--model", choices=("demo", "demo-dense"), default="demo")
+    parser.add_argument("--model", choices=DEMOS, default="demo")
     parser.add_argument("--max-bytes", type=int, default=204_800)
     options = parser.parse_args(arguments)
     print(

@@ -2,7 +2,7 @@
 
     python -m models.train                  everything, into models/demo-dense and models/demo
     python -m models.train --resume         the same, but keep a dense model that is already there
-    python -m models.train --name demo-gelu     another style, into models/demo-gelu-dense and models/demo-gelu
+    python -m models.train --name demo-gelu     another style: LayerNorm, ungated GELU, biases
 
 Matrices inside the layers are trained with Muon, everything else with AdamW, in bfloat16 autocast. The rate
 rises over the first steps, stays, and falls linearly to zero. Healing goes on with the language-modelling
