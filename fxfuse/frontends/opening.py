@@ -21,7 +21,7 @@ from fxfuse.sessions import Provider
 if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
 
-__all__ = ["Model", "model_name", "open_model"]
+__all__ = ["Model", "load_torch", "model_name", "open_model"]
 
 Model: TypeAlias = nn.Module | ExportedProgram | fx.GraphModule | str | os.PathLike[str]
 """A torch model, the path of an ONNX or .pt2 file, or "module:function" for a function that makes one."""
@@ -45,7 +45,7 @@ def open_model(model: Model, calibration: Calibration, provider: Provider = "aut
             with _onnx(path, calibration, provider) as front:
                 yield front
             return
-        model = _load(os.fspath(model))
+        model = load_torch(os.fspath(model))
     yield _torch(model, calibration)
 
 
@@ -74,12 +74,17 @@ def _first(calibration: Calibration) -> Batch:
     return calibration.fit[0]
 
 
-def _load(text: str) -> nn.Module | ExportedProgram:
-    """The torch model in a .pt2 file, or what `module:function` returns."""
+def load_torch(text: str) -> nn.Module | ExportedProgram:
+    """The torch model in a .pt2 file, or what `module:function` returns.
+
+    Raises:
+        InputError: There is no such file or function, or it holds no model.
+    """
     from fxfuse.frontends.callables import call_maker
+    from fxfuse.frontends.programs import load_program
 
     if text.endswith(".pt2"):
-        return _load_program(Path(text))
+        return load_program(text)
     match = None if Path(text).exists() else _CALLABLE.fullmatch(text)
     if match is None:
         raise InputError(
@@ -87,15 +92,3 @@ def _load(text: str) -> nn.Module | ExportedProgram:
         )
     model = call_maker(match["module"], match["function"])[0]
     return model.eval() if isinstance(model, nn.Module) else model  # type: ignore[no-any-return]
-
-
-def _load_program(path: Path) -> ExportedProgram:
-    if not path.is_file():
-        raise InputError(f"There is no model file {path}: check the path.")
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # zip, JSON and pickle errors, and torch's own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"{path} is no program of torch.export ({first}): write it with torch.export.save."
-        ) from error
