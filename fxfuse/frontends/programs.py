@@ -57,10 +57,10 @@ def save_program(
     path = Path(os.path.abspath(path))
     _check_name(path)
     weights = {id(tensor): tensor for tensor in program.state_dict.values()}.values()
-    with stage(path, inputs=inputs, force=force, needed=sum(tensor.nbytes for tensor in weights)) as staging:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(program, staging.path(path.name))
+    needed = sum(tensor.nbytes for tensor in weights)
+    with stage(path, inputs=inputs, force=force, needed=needed) as staging, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, staging.path(path.name))
 
 
 def check_program_place(path: AnyPath, *, inputs: Iterable[AnyPath] = (), force: bool = False) -> None:
