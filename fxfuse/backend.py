@@ -20,13 +20,14 @@ from fxfuse.frontends.torch_graph import FusedGraph, size_of
 from fxfuse.inner import inner_backend
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse
+from fxfuse.planning.using import plan_for
 from fxfuse.report import Report
 
 __all__ = ["backend", "reports"]
 
 log = logging.getLogger("fxfuse")
 
-_OWN_OPTIONS = ("inner", "inner_options")
+_OWN_OPTIONS = ("inner", "inner_options", "plan")
 _reports: list[Report] = []
 
 
@@ -49,15 +50,18 @@ def backend(
         example_inputs: The real inputs of this call, on which the loss is measured.
         mode: Passed on to the inner backend, as in torch.compile.
         options: The fields of `Budget`; `inner`, the backend that compiles the rewritten graph ("inductor",
-            "eager", any other name or a callable); `inner_options`, a dict that is passed on to it.
+            "eager", any other name or a callable); `inner_options`, a dict that is passed on to it; `plan`, a
+            plan or its file, whose groups are fused instead of those that the budget would choose.
 
     Raises:
-        ValueError: An option is unknown or its value makes no sense.
+        ValueError: An option is unknown or its value makes no sense, or the plan cannot be read.
     """
     given = dict(options or {})
     inner = given.pop("inner", "inductor")
     inner_options = given.pop("inner_options", None)
+    plan = given.pop("plan", None)
     budget = Budget.of(given, also=_OWN_OPTIONS)
+    planned = plan_for(plan, budget)
     compile_inner = inner_backend(inner, mode, inner_options)
     report = Report(model=f"graph {len(_reports)} of this process")
     _reports.append(report)
@@ -66,7 +70,7 @@ def backend(
     reason = front.objection()
     if reason is None:
         try:
-            fused = fuse(front, budget, report)
+            fused = fuse(front, budget, report, plan=planned, part=True)
             report.misses += misses_inside(front.view)
         except FxfuseError as error:
             reason = str(error)

@@ -22,6 +22,8 @@ from fxfuse.onnx_api import fuse_onnx
 from fxfuse.onnxio import load_model
 from fxfuse.passes.onnx.view import to_numpy
 from fxfuse.pipeline import Progress
+from fxfuse.planning.files import AnyPlan
+from fxfuse.planning.using import plan_for
 from fxfuse.report import Report
 from fxfuse.sessions import Provider
 
@@ -38,6 +40,7 @@ def export_onnx(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     opset: int | None = None,
+    plan: AnyPlan | None = None,
     provider: Provider = "auto",
     force: bool = False,
     progress: Progress = lambda _: None,
@@ -54,16 +57,17 @@ def export_onnx(
         kwargs: Example keyword arguments.
         dynamic_shapes: As in `torch.export.export`.
         opset: ONNX opset version; the exporter's default when None.
+        plan: A plan or its file; its groups are fused instead of those that the budget would choose.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite `out_path`.
         progress: Called with a short text at every step.
         budget: The fields of `Budget`.
 
     Raises:
-        InputError: An option, the model's mode or the output's place cannot be used.
+        InputError: An option, the plan, the model's mode or the output's place cannot be used.
         VerificationError: The rewritten model does not compute what it should; nothing was written.
     """
-    Budget.of(budget)
+    plan_for(plan, Budget.of(budget, also=("plan",)))  # before anything that takes time
     if model.training:
         raise InputError("The model is in training mode: call model.eval() before export_onnx.")
     out = Path(out_path)
@@ -72,7 +76,13 @@ def export_onnx(
         progress("exporting")
         sample = _export(model, tuple(args), dict(kwargs or {}), dynamic_shapes, opset, plain)
         report = fuse_onnx(
-            plain, staging.path(out.name), inputs=[sample], provider=provider, progress=progress, **budget
+            plain,
+            staging.path(out.name),
+            inputs=[sample],
+            plan=plan,
+            provider=provider,
+            progress=progress,
+            **budget,
         )
         if report.output is None:
             _copy_model(plain, staging.folder, out.name)

@@ -16,7 +16,7 @@ from fxfuse.naming import span
 from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
-from fxfuse.plan import Group
+from fxfuse.planning.greedy import Group
 from fxfuse.report import GroupReport
 
 __all__ = ["Judge", "compare_outputs"]

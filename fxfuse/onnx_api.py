@@ -21,10 +21,13 @@ from fxfuse.external import data_files
 from fxfuse.files import default_output, stage
 from fxfuse.frontends.onnx_file import OnnxFile, depth, vocab_size
 from fxfuse.inputs import Sample, check_sample, draw_inputs, load_inputs, specs_of
-from fxfuse.inside import fuse_inside
+from fxfuse.inside import Inside, fuse_inside
 from fxfuse.onnxio import count_parameters, file_size, load_model
+from fxfuse.passes.onnx.bodies import bodies_of
 from fxfuse.pipeline import Progress
 from fxfuse.pipeline import fuse as run_pipeline
+from fxfuse.planning.files import AnyPlan
+from fxfuse.planning.using import plan_for
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
 
@@ -38,6 +41,7 @@ def fuse_onnx(
     out_path: AnyPath | None = None,
     *,
     inputs: Sequence[AnyPath] | Sequence[Mapping[str, np.ndarray[Any, Any]]] | None = None,
+    plan: AnyPlan | None = None,
     provider: Provider = "auto",
     force: bool = False,
     dry_run: bool = False,
@@ -51,6 +55,8 @@ def fuse_onnx(
         model_path: The model; external data are read from beside it.
         out_path: Where to write; MODEL.fused.onnx beside the model by default.
         inputs: Samples to measure on, as .npz files or as dicts of arrays; drawn from `seed` by default.
+        plan: A plan or its file; its groups are fused instead of those that the budget would choose, and the
+            bodies of If, Loop and Scan nodes are left as they are.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite the output, or the input.
         dry_run: Do everything but put the output in its place.
@@ -62,7 +68,7 @@ def fuse_onnx(
         The report; its `output` is None where nothing was fused. A dry run names what it would have written.
 
     Raises:
-        InputError: The model, the inputs, an option or the output's place cannot be used.
+        InputError: The model, the inputs, the plan, an option or the output's place cannot be used.
         VerificationError: The rewritten model does not compute what it should; nothing was written.
     """
     report = Report(model="") if report is None else report
@@ -71,7 +77,7 @@ def fuse_onnx(
     try:
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, provider, force, dry_run, clock, report, budget
+                Path(model_path), out_path, inputs, plan, provider, force, dry_run, clock, report, budget
             )
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__
@@ -86,6 +92,7 @@ def _fuse_onnx(
     path: Path,
     out_path: AnyPath | None,
     inputs: Sequence[Any] | None,
+    plan: AnyPlan | None,
     provider: Provider,
     force: bool,
     dry_run: bool,
@@ -93,7 +100,8 @@ def _fuse_onnx(
     report: Report,
     budget: Mapping[str, Any],
 ) -> Report:
-    bounds = Budget.of(budget)
+    bounds = Budget.of(budget, also=("plan",))
+    planned = plan_for(plan, bounds)
     out = Path(out_path) if out_path is not None else default_output(path)
     progress("reading the model")
     model, folder = load_model(path)
@@ -101,12 +109,16 @@ def _fuse_onnx(
     sources = [path, *data_files(model, folder)]
     with _workspace(out, sources, force, dry_run) as workspace:
         own = workspace / "bodies" / out.name
-        inside = fuse_inside(model, folder, samples, own, provider, bounds, progress)
+        if planned is None:
+            inside = fuse_inside(model, folder, samples, own, provider, bounds, progress)
+        else:
+            inside = Inside(model, folder)
+            report.notes += _bodies_left(model)
         front = OnnxFile(
             inside.model, inside.folder, samples, workspace, out.name, provider, reference=inside.reference
         )
         report.notes += front.notes
-        fused = run_pipeline(front, bounds, report, progress)
+        fused = run_pipeline(front, bounds, report, progress, planned)
         inside.tell(report)
         report.before = _size(model, path, folder, report.ffn_blocks)
         if fused is None and inside.path is None:
@@ -137,6 +149,14 @@ def _workspace(out: Path, sources: Sequence[Path], force: bool, dry_run: bool) -
                 yield staging.folder
     except _Nothing:
         return
+
+
+def _bodies_left(model: onnx.ModelProto) -> list[str]:
+    if not any(bodies_of(model.graph)):
+        return []
+    return [
+        "what is inside of If, Loop and Scan nodes is left as it is: a plan names layers of the main graph"
+    ]
 
 
 def _samples(model: onnx.ModelProto, inputs: Sequence[Any] | None, seed: int, report: Report) -> list[Sample]:

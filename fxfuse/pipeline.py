@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fxfuse.budget import Budget
 from fxfuse.errors import FxfuseError
 from fxfuse.frontends.protocol import FrontEnd, Fused
 from fxfuse.judge import Judge
 from fxfuse.passes.chains import find_chains
-from fxfuse.plan import choose_groups, split_group, split_worst
+from fxfuse.planning.greedy import choose_groups, split_group, split_worst
+from fxfuse.planning.matching import match_plan
+from fxfuse.planning.records import Plan
+from fxfuse.planning.using import plan_notes, planned_groups
 from fxfuse.report import GroupReport, Report
 from fxfuse.versions import versions
 
@@ -24,18 +27,27 @@ Progress = Callable[[str], None]
 
 
 def fuse(
-    front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress = lambda _: None
+    front: FrontEnd[Fused],
+    budget: Budget,
+    report: Report,
+    progress: Progress = lambda _: None,
+    plan: Plan | None = None,
+    part: bool = False,
 ) -> Fused | None:
     """Fuse what is legal and within `budget`; fills `report`; None when nothing was fused.
 
+    With a plan its groups are fused, whatever each loses: only max_kl still holds. `part`: the graph may be
+    a part of the plan's model.
+
     Raises:
         VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
-        InputError: The original model gives NaN or infinity on the measuring inputs, or no logits for max_kl.
+        InputError: The original model gives NaN or infinity on the measuring inputs, or no logits for max_kl;
+            the plan is not for this model.
     """
     started = time.perf_counter()
     report.versions = versions()
     try:
-        return _fuse(front, budget, report, progress)
+        return _fuse(front, budget, report, progress, plan, part)
     except FxfuseError as error:
         report.error = str(error)
         report.groups = []
@@ -44,16 +56,24 @@ def fuse(
         report.seconds = round(time.perf_counter() - started, 3)
 
 
-def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress) -> Fused | None:
+def _fuse(
+    front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress, plan: Plan | None, part: bool
+) -> Fused | None:
     progress("finding chains")
     found = find_chains(front.view, requantize=budget.requantize)
     report.add_found(found)
+    planned = match_plan(plan, found, part=part) if plan is not None else None
     if not found.chains:
         return None
     progress("running the model on the measuring inputs")
     judge = Judge(front, [block for chain in found.chains for block in chain.blocks])
     progress("measuring groups")
-    groups, misses = choose_groups(found.chains, budget, judge.loss)
+    asked = budget
+    if planned is None:
+        groups, misses = choose_groups(found.chains, budget, judge.loss)
+    else:
+        groups, misses = planned_groups(planned, found.chains, judge.loss)
+        budget = replace(budget, min_sqnr=None)  # what the plan asks for is not cut
     report.misses += misses
     while groups:
         progress("writing the wide FFNs")
@@ -69,6 +89,7 @@ def _fuse(front: FrontEnd[Fused], budget: Budget, report: Report, progress: Prog
         total = judge.compare(fused, budget)
         report.end_to_end = asdict(total) if total else {}
         if budget.max_kl is None or total is None or (total.kl or 0.0) <= budget.max_kl:
+            report.notes += plan_notes(plan, report.groups, asked) if plan is not None else []
             return fused
         reason = f"the logits' KL of {total.kl:.3g} nats is over the budget of {budget.max_kl:g}"
         report.misses += split_worst(groups, budget, judge.loss, reason)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["check_report_place", "write_report", "write_text"]
 
 
-def check_report_place(path: Path, taken: Iterable[Path]) -> None:
+def check_report_place(path: Path, taken: Iterable[Path], what: str = "report") -> None:
     """Refuse a place that cannot be written or would cost the user a file: only a report is overwritten.
 
     Raises:
@@ -25,20 +25,20 @@ def check_report_place(path: Path, taken: Iterable[Path]) -> None:
     """
     real = Path(os.path.realpath(path))
     if real in [Path(os.path.realpath(each)) for each in taken]:
-        raise InputError(f"The report would overwrite {path}: choose another file.")
+        raise InputError(f"The {what} would overwrite {path}: choose another file.")
     if real.is_dir():
-        raise InputError(f"The report cannot be {path}, which is a folder: give the name of a file in it.")
+        raise InputError(f"The {what} cannot be {path}, which is a folder: give the name of a file in it.")
     if not real.parent.is_dir():
-        raise InputError(f"There is no folder {real.parent} for the report: make it first.")
+        raise InputError(f"There is no folder {real.parent} for the {what}: make it first.")
     if real.is_file() and not _is_report(real):
-        raise InputError(f"The report would overwrite {path}, which is no report: choose another file.")
+        raise InputError(f"The {what} would overwrite {path}, which is no {what}: choose another file.")
     if _is_special(real):
         return
     try:
         _partial(real).touch()
         _partial(real).unlink()
     except OSError as error:
-        raise InputError(f"The report {path} cannot be written: {error.strerror}.") from None
+        raise InputError(f"The {what} {path} cannot be written: {error.strerror}.") from None
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -54,7 +54,7 @@ def write_report(path: Path, report: Report) -> None:
     write_text(path, report.to_json(), told)
 
 
-def write_text(path: Path, text: str, told: str = "") -> None:
+def write_text(path: Path, text: str, told: str = "", what: str = "report") -> None:
     """Write `text` beside its place and rename it; into a pipe or a device directly.
 
     Raises:
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str, told: str = "") -> None:
         if not special:
             os.replace(partial, real)
     except OSError as error:
-        raise FxfuseError(f"The report {path} cannot be written ({error.strerror}){told}.") from None
+        raise FxfuseError(f"The {what} {path} cannot be written ({error.strerror}){told}.") from None
     finally:
         if not special:
             with contextlib.suppress(OSError):

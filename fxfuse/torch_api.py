@@ -17,6 +17,8 @@ from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.torch_graph import TorchGraph, size_of
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse as run_pipeline
+from fxfuse.planning.files import AnyPlan
+from fxfuse.planning.using import plan_for
 from fxfuse.report import Report
 
 __all__ = ["fuse"]
@@ -26,22 +28,27 @@ log = logging.getLogger("fxfuse")
 Graph = TypeVar("Graph", fx.GraphModule, ExportedProgram)
 
 
-def fuse(graph: Graph, example_inputs: Sequence[Any], **budget: Any) -> tuple[Graph, Report]:
+def fuse(
+    graph: Graph, example_inputs: Sequence[Any], *, plan: AnyPlan | None = None, **budget: Any
+) -> tuple[Graph, Report]:
     """Fuse the FFN chains of a torch graph, measured on `example_inputs`.
 
     Args:
         graph: A GraphModule (symbolic_trace, dynamo, `ExportedProgram.module()`) or an ExportedProgram.
         example_inputs: The positional arguments of the graph, real tensors.
+        plan: A plan or its file; its groups are fused instead of those that the budget would choose.
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
     Returns:
         A rewritten copy of the same kind (the graph itself where nothing was fused), and the report.
 
     Raises:
-        InputError: An option or the inputs make no sense, or the model gives NaN on them.
+        InputError: An option or the inputs make no sense, the model gives NaN on them, or the plan is not for
+            this model.
         VerificationError: The rewritten graph does not compute what it should.
     """
-    bounds = Budget.of(budget)
+    bounds = Budget.of(budget, also=("plan",))
+    planned = plan_for(plan, bounds)
     if not isinstance(example_inputs, (list, tuple)):
         raise InputError("example_inputs must be a tuple or list of the graph's positional arguments.")
     report = Report(model=type(graph).__name__)
@@ -54,7 +61,7 @@ def fuse(graph: Graph, example_inputs: Sequence[Any], **budget: Any) -> tuple[Gr
         raise InputError(
             f"fuse takes a torch.fx GraphModule or an ExportedProgram, not {type(graph).__name__}."
         )
-    fused = run_pipeline(front, bounds, report)
+    fused = run_pipeline(front, bounds, report, plan=planned)
     report.misses += misses_inside(front.view)
     report.before = size_of(front.module, front.weights, report.ffn_blocks)
     if fused is None:

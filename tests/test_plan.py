@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fxfuse.budget import Budget
 from fxfuse.numerics import GroupError
 from fxfuse.passes.records import Block, Chain, Miss
-from fxfuse.plan import Group, choose_groups, split_worst
+from fxfuse.planning.greedy import Group, choose_groups, split_worst
 
 Measure = Callable[[Sequence[Block]], GroupError]
 
