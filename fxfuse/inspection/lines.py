@@ -10,7 +10,7 @@ from typing import Any
 from fxfuse.inspection.facts import block_facts, branch_facts, norm_facts, operators
 from fxfuse.inspection.norms import Home, name_of_norm, reason_of_norm
 from fxfuse.inspection.records import Inspection, Line, Place, StreamReport
-from fxfuse.inspection.runs import bridge, runs_of
+from fxfuse.passes.runs import bridge, runs_of
 from fxfuse.passes.blocks import match_block
 from fxfuse.passes.branches import Branch, Branches, name_of_branch
 from fxfuse.passes.chains import find_chains

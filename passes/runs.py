@@ -1,4 +1,4 @@
-"""Which streams are shown, and which continue one another: after a patch merging, after an activation."""
+"""Which streams count, and which continue one another: after a patch merging, after an activation."""
 
 from __future__ import annotations
 
