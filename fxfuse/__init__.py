@@ -24,6 +24,7 @@ from fxfuse.errors import FxfuseError, InputError, VerificationError
 if TYPE_CHECKING:
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
+    from fxfuse.calibration import Calibration
     from fxfuse.export import export_onnx
     from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Calibration",
     "FxfuseError",
     "InputError",
     "Report",
@@ -59,6 +61,7 @@ _HOMES = {
     "export_onnx": "export",
     "inspect_model": "inspection.api",
     "Budget": "budget",
+    "Calibration": "calibration",
     "Report": "report",
     "session": "sessions",
     "split_onnx": "splitting",

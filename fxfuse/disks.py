@@ -75,15 +75,16 @@ def _full_disk(folder: Path, needed: int | None) -> FxfuseError:
     disk = folder
     while not disk.is_mount() and disk != disk.parent:
         disk = disk.parent
-    size = f"about {_size(needed)} needed, " if needed is not None else ""
-    room = f"{size}{_size(shutil.disk_usage(folder).free)} free"
+    size = f"about {size_words(needed)} needed, " if needed is not None else ""
+    room = f"{size}{size_words(shutil.disk_usage(folder).free)} free"
     return FxfuseError(
         f"No space left for {folder} on the disk mounted at {disk} ({room}): "
         "free some or choose an output on another disk."
     )
 
 
-def _size(count: int) -> str:
+def size_words(count: int) -> str:
+    """Word a number of bytes: 512 bytes, 1.5 MB, 2.0 GB."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{count / 10**power:.1f} {unit}"

@@ -18,7 +18,7 @@ from .errors import InputError
 from .lengths import Input, Lengths, name_sizes, read_lengths, shape_of
 from .specs import InputSpec, is_float, is_int
 
-__all__ = ["draw_inputs"]
+__all__ = ["draw_inputs", "is_derived"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -74,6 +74,11 @@ _KINDS: tuple[tuple[str, str, Callable[[np.dtype[Any]], bool]], ...] = (
     ("ones", r"", lambda dtype: dtype.kind == "b"),
     ("floats", r"", is_float),
 )
+
+
+def is_derived(spec: InputSpec) -> bool:
+    """Whether an input follows from the others' sizes: a mask, positions, lengths, an empty cache."""
+    return _kind_of(spec) not in ("tokens", "floats")
 
 
 def _kind_of(spec: InputSpec) -> str:

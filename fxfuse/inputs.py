@@ -20,7 +20,7 @@ from .drawing import draw_inputs
 from .errors import InputError
 from .specs import InputSpec, dim_names, dim_size, is_float, is_int, is_name, specs_of
 
-__all__ = ["InputSpec", "Sample", "check_sample", "draw_inputs", "load_inputs", "specs_of"]
+__all__ = ["InputSpec", "Sample", "check_sample", "draw_inputs", "load_inputs", "read_arrays", "specs_of"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Sample: TypeAlias = "dict[str, Array]"
@@ -33,7 +33,7 @@ def load_inputs(paths: Sequence[str | os.PathLike[str]], specs: Sequence[InputSp
         InputError: A file cannot be read, or its arrays do not fit the model; names file, input, what the
             model expects and what was given.
     """
-    return [check_sample(os.fspath(path), _read_arrays(Path(path)), specs) for path in paths]
+    return [check_sample(os.fspath(path), read_arrays(Path(path)), specs) for path in paths]
 
 
 def check_sample(where: str, given: Mapping[str, Array], specs: Sequence[InputSpec]) -> Sample:
@@ -48,7 +48,12 @@ def check_sample(where: str, given: Mapping[str, Array], specs: Sequence[InputSp
     return sample
 
 
-def _read_arrays(path: Path) -> Sample:
+def read_arrays(path: Path) -> Sample:
+    """Read the arrays of an .npz file.
+
+    Raises:
+        InputError: It is not there, is none, is damaged or holds what are no arrays of numbers.
+    """
     if not path.is_file():
         raise InputError(f"There is no input file {path}: check the path.")
     if not zipfile.is_zipfile(path):
