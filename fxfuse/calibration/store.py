@@ -192,4 +192,4 @@ class Activations:
 
 def _open(folder: Path) -> FileIO:
     """A file without a name, and without a buffer, so that a full disk is found where it is written."""
-    return cast(FileIO, tempfile.TemporaryFile(dir=folder, buffering=0))
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
