@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from fxfuse.progress import Step
+
 __all__ = ["Clock"]
 
 
@@ -18,9 +20,9 @@ class Clock:
         self._started = 0.0
 
     def __call__(self, step: str) -> None:
-        """The step before is over, and `step` begins."""
+        """The step before is over, and `step` begins; a counted one goes on until another thing is done."""
         self.stop()
-        self._step, self._started = step, time.perf_counter()
+        self._step, self._started = step.what if isinstance(step, Step) else step, time.perf_counter()
         self._progress(step)
 
     def stop(self) -> None:

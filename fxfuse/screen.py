@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
+from fxfuse.progress import Step
 from fxfuse.report import Report
 from fxfuse.table import draw, render
 
@@ -18,6 +21,8 @@ __all__ = ["show_lines", "show_report", "show_steps", "write_out"]
 
 _PIPED_WIDTH = 110
 _BRACKETS = "┌│└"
+_BAR_ROOM = 60
+"""Columns from which on a bar fits beside the words."""
 
 
 def show_report(report: Report, dry_run: bool = False) -> None:
@@ -67,10 +72,27 @@ def _can_show(text: str) -> bool:
 
 @contextmanager
 def show_steps() -> Iterator[Callable[[str], None]]:
-    """If stderr is a terminal, a line there tells the step and is gone at the end; logs stand above it."""
+    """If stderr is a terminal, a line there tells the step and is gone at the end; logs stand above it.
+
+    A step that is counted (`progress.track`) is drawn as a bar with the time left.
+    """
     console = Console(stderr=True, highlight=False)
     with console.status("starting") as status, _logging():
-        yield lambda text: status.update(text)
+        yield lambda text: status.update(_drawn(text, console.width))
+
+
+def _drawn(text: str, width: int) -> RenderableType:
+    """A step as a line: its words, and where it is counted a bar with the time left, if there is room."""
+    if not isinstance(text, Step) or text.total is None or width < _BAR_ROOM:
+        return Text(text, overflow="ellipsis", no_wrap=True)
+    line = Table.grid(padding=(0, 1))
+    line.add_column(no_wrap=True, max_width=width // 2)
+    line.add_row(
+        Text(text.what, overflow="ellipsis"),
+        ProgressBar(total=max(text.total, 1), completed=text.done, width=width // 4),
+        Text(text.removeprefix(f"{text.what}: ")),
+    )
+    return line
 
 
 @contextmanager

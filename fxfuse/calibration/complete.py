@@ -14,7 +14,7 @@ from fxfuse.inputs import check_sample
 from fxfuse.passes.onnx.view import to_numpy, to_torch
 from fxfuse.specs import InputSpec
 
-__all__ = ["complete"]
+__all__ = ["complete", "fixed_sizes"]
 
 
 def complete(batch: Batch, specs: Sequence[InputSpec]) -> Batch:
@@ -37,6 +37,14 @@ def complete(batch: Batch, specs: Sequence[InputSpec]) -> Batch:
             arrays[spec.name] = drawn[spec.name]
     checked = check_sample("The calibration batch", arrays, specs)
     return {name: to_torch(value) for name, value in checked.items()}
+
+
+def fixed_sizes(specs: Sequence[InputSpec]) -> tuple[int | None, int | None]:
+    """The windows of a batch and the tokens of a window, each None where the model leaves it open."""
+    shapes = [spec.shape for spec in specs if not is_derived(spec)]
+    first = (*shapes[0], None, None)[:2] if shapes else (None, None)
+    count, length = (size if isinstance(size, int) else None for size in first)
+    return count, length
 
 
 def _named(batch: Batch, specs: Sequence[InputSpec]) -> dict[str, Tensor]:
