@@ -73,11 +73,11 @@ def _windows(found: Found, wishes: Wishes) -> Divided:
     assert found.rows is not None
     count = len(next(iter(found.rows.values())))
     _need_two(found, count, "window")
-    order = np.random.default_rng(wishes.seed).permutation(count)
+    wanted = count
     if wishes.max_tokens is not None:
-        length = length_of(take(found.rows, order[:1]))
-        order = order[: shape_for(wishes.max_tokens, length, most=count)[0]]
-    rows = take(found.rows, order)
+        length = length_of(take(found.rows, np.arange(1)))
+        wanted = shape_for(wishes.max_tokens, length, most=count)[0]
+    rows = take(found.rows, np.random.default_rng(wishes.seed).choice(count, wanted, replace=False))
     if wishes.max_tokens is not None and tokens_of([rows]) > wishes.max_tokens:
         rows = shorten(rows, wishes.max_tokens)
     check_values(found.where, rows)
@@ -97,7 +97,7 @@ def _windows(found: Found, wishes: Wishes) -> Divided:
 def _whole_batches(found: Found, wishes: Wishes) -> Divided:
     """Batches of differing shapes, in an order drawn from the seed; the last are held out."""
     for index, batch in enumerate(found.batches):
-        check_values(f"Batch {index} of {found.where}", batch)
+        check_values(f"Batch {index} of the calibration data", batch)
     _need_two(found, len(found.batches), "batch")
     order = np.random.default_rng(wishes.seed).permutation(len(found.batches))
     held = held_out_count(len(order), wishes.held_out)

@@ -50,7 +50,9 @@ def read_iterable(source: Iterable[Any], wishes: Wishes, progress: Progress) -> 
             f"{where} holds single windows of differing lengths: pad them into batches, or give one stream."
         )
     if rows is None:
-        return Found("the calibration data", name, None, batches, notes=notes)
+        if len(batches) > 2 and tokens_of(batches) > (wishes.max_tokens or tokens_of(batches)):
+            batches.pop()
+        return Found(where, name, None, batches, notes=notes)
     size = wishes.batch_size if singles else max(len(next(iter(batch.values()))) for batch in batches)
     return Found(where, name, rows, batch_size=size, notes=notes)
 

@@ -78,7 +78,7 @@ def _of_transformers(tokenizer: Any) -> Tokenizer:
     own = tokenizer.encode("a")
     starts = begin is not None and bool(own) and own[0] == begin
     return Tokenizer(
-        lambda text: _checked(tokenizer.encode(_decoded(text), add_special_tokens=False)),
+        lambda text: _checked(tokenizer.encode(_decoded(text), add_special_tokens=False, verbose=False)),
         begin if starts else None,
         tokenizer.eos_token_id,
     )

@@ -36,9 +36,10 @@ Rows: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | Tensor]"
 
 def shape_for(tokens: int, length: int, least: int = 2, most: int | None = None) -> tuple[int, int]:
     """How many windows of which length hold nearly `tokens`: equal ones, none longer than `length`."""
-    count = max(least, -(-tokens // length))
-    count = count if most is None else min(count, most)
-    return count, min(length, max(tokens // count, 1))
+    whole = tokens // length
+    counts = {max(least, each) if most is None else min(max(least, each), most) for each in (whole, whole + 1)}
+    shapes = [(count, min(length, max(tokens // count, 1))) for count in counts]
+    return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
 
 def cut_stream(
