@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["GroupError", "EndToEnd", "relative_error", "group_error", "end_to_end", "is_finite", "MAX_DB"]
+__all__ = [
+    "MAX_DB",
+    "EndToEnd",
+    "ErrorMeter",
+    "GroupError",
+    "end_to_end",
+    "group_error",
+    "is_finite",
+    "relative_error",
+]
 
 MAX_DB = 200.0
 """An exact match is reported as this many dB, since infinity has no JSON."""
@@ -49,22 +58,39 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return 0.0 if difference == 0.0 else difference / max(_norm(reference.double()), 1e-300)
 
 
+@dataclass
+class ErrorMeter:
+    """Gathers a group's loss, one batch of x_0, x_n and x_n(fused) at a time, each [..., hidden]."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    power: float = 0.0
+    cosines: float = field(default=0.0, repr=False)
+    tokens: int = 0
+
+    def add(self, start: torch.Tensor, end: torch.Tensor, fused: torch.Tensor) -> None:
+        """Count one batch."""
+        x0, xn, xf = (each.double().reshape(-1, each.shape[-1]) for each in (start, end, fused))
+        self.signal += float((xn - x0).square().sum())
+        self.noise += float((xf - xn).square().sum())
+        self.power += float(xn.square().sum())
+        self.cosines += float(torch.nn.functional.cosine_similarity(xf, xn, dim=-1).sum())
+        self.tokens += len(xn)
+
+    def result(self) -> GroupError:
+        """The loss over all tokens so far."""
+        relative = math.sqrt(self.noise / max(self.power, 1e-300))
+        return GroupError(_decibels(self.signal, self.noise), relative, self.cosines / max(self.tokens, 1))
+
+
 def group_error(
     starts: Sequence[torch.Tensor], ends: Sequence[torch.Tensor], fused: Sequence[torch.Tensor]
 ) -> GroupError:
     """The loss of a group from x_0, x_n and x_n(fused) of every sample, each [..., hidden]."""
-    signal = noise = power = cosines = 0.0
-    tokens = 0
+    meter = ErrorMeter()
     for start, end, other in zip(starts, ends, fused, strict=True):
-        x0, xn, xf = (each.double().reshape(-1, each.shape[-1]) for each in (start, end, other))
-        signal += float((xn - x0).square().sum())
-        noise += float((xf - xn).square().sum())
-        power += float(xn.square().sum())
-        cosines += float(torch.nn.functional.cosine_similarity(xf, xn, dim=-1).sum())
-        tokens += len(xn)
-    return GroupError(
-        _decibels(signal, noise), math.sqrt(noise / max(power, 1e-300)), cosines / max(tokens, 1)
-    )
+        meter.add(start, end, other)
+    return meter.result()
 
 
 def end_to_end(

@@ -32,9 +32,11 @@ class Segment:
 
     drift: sum over q of the mean of 1 - cos(x_{first+q}, x_first), from one sequential pass.
     dependency: sum of M_ij over i < j in the segment; None where M was not measured.
-    sqnr_db, relative_error: of the group's update and output, from the segment's FFNs run on x_first.
-    predicted_kl: from the drift, in nats; kl and kl_error: measured at the logits with the segment alone
-    fused, and its standard error; None where not measured.
+    sqnr_db, relative_error, cosine_distance (mean of 1 - cos): of the group's update and output against the
+    sequential ones, from the segment's FFNs run on x_first.
+    predicted_kl: from the local error, in nats (`fxfuse.analysis.prediction`); None where no segment was
+    measured. kl and kl_error: measured at the logits with the segment alone fused, and its standard error
+    (None for a single window); None where not measured.
     """
 
     chain: int
@@ -47,6 +49,7 @@ class Segment:
     predicted_kl: float | None = None
     kl: float | None = None
     kl_error: float | None = None
+    cosine_distance: float = 0.0
 
     @property
     def length(self) -> int:
@@ -124,3 +127,14 @@ class Analysis:
     def to_json(self) -> str:
         """The analysis as a JSON text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Analysis:
+        """What `to_json` wrote; `fxfuse.analysis.reading.read_analysis` reads a file.
+
+        Raises:
+            InputError: It is no analysis.
+        """
+        from fxfuse.analysis.reading import parse_analysis
+
+        return parse_analysis(text)

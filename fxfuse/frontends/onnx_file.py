@@ -22,7 +22,7 @@ from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.onnx_runs import Runs, element_type
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.frontends.protocol import Batch
-from fxfuse.inputs import Sample
+from fxfuse.inputs import Sample, specs_of
 from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.onnx.contract import contract
@@ -88,6 +88,7 @@ class OnnxFile:
         self._runner = Runner(model, folder, provider, workspace)
         self._runs = Runs(self.view, model, folder, samples, self._runner)
         self._outputs: list[list[np.ndarray[Any, Any]]] = []
+        self._completed: tuple[Batch, Sample] | None = None
         self._first, self._reference = first, reference
         self.notes += self._runs.notes()
 
@@ -111,8 +112,16 @@ class OnnxFile:
         self, batch: Batch, wanted: Sequence[Value], known: Mapping[Value, torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """See `Runnable.run`."""
-        sample = {name: to_numpy(tensor) for name, tensor in batch.items()}
-        return self._runs.between(sample, [str(value) for value in wanted], known or {})
+        return self._runs.between(self._sample(batch), [str(value) for value in wanted], known or {})
+
+    def _sample(self, batch: Batch) -> Sample:
+        """A batch with every input that the model reads; the last one is kept, since it is run many times."""
+        from fxfuse.calibration.complete import complete  # which knows front ends' batches
+
+        if self._completed is None or self._completed[0] is not batch:
+            whole = complete(batch, specs_of(self.model))
+            self._completed = batch, {name: to_numpy(tensor) for name, tensor in whole.items()}
+        return self._completed[1]
 
     def logits(self, batch: Batch) -> Value:
         """See `Runnable.logits`."""

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxfuse.errors import InputError
-from fxfuse.frontends.protocol import Batch, Runnable
+from fxfuse.frontends.protocol import Runnable
 from fxfuse.sessions import Provider
 
 if TYPE_CHECKING:
@@ -55,22 +55,29 @@ def model_name(model: Model) -> str:
 
 @contextlib.contextmanager
 def _onnx(path: Path, calibration: Calibration, provider: Provider) -> Iterator[Runnable]:
-    from fxfuse.frontends.onnx_file import OnnxFile
+    from fxfuse.frontends.onnx_file import OnnxFile, vocab_size
     from fxfuse.onnxio import load_model
 
     model, folder = load_model(path)
+    _check(calibration, vocab_size(model))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
         yield OnnxFile(model, folder, [], Path(workspace), path.name, provider)
 
 
 def _torch(model: Any, calibration: Calibration) -> Runnable:
+    from fxfuse.frontends.embedding import embedding_rows
     from fxfuse.frontends.torch_model import read_torch
 
-    return read_torch(model, _first(calibration))
+    front = read_torch(model, calibration.fit[0])
+    _check(calibration, embedding_rows(front))
+    return front
 
 
-def _first(calibration: Calibration) -> Batch:
-    return calibration.fit[0]
+def _check(calibration: Calibration, rows: int | None) -> None:
+    from fxfuse.calibration.vocabulary import check_vocabulary  # which knows front ends' batches
+
+    if rows is not None:
+        check_vocabulary(calibration, rows)
 
 
 def load_torch(text: str) -> nn.Module | ExportedProgram:
@@ -90,4 +97,4 @@ def load_torch(text: str) -> nn.Module | ExportedProgram:
             f"{text} is no model: give an .onnx file, a .pt2 file of torch.export, or module:function."
         )
     model = call_maker(match["module"], match["function"])[0]
-    return model.eval() if isinstance(model, nn.Module) else model  # type: ignore[no-any-return]
+    return model.eval() if isinstance(model, nn.Module) else model
