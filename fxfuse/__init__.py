@@ -2,6 +2,7 @@
 
     import fxfuse
     compiled = torch.compile(model, backend=fxfuse)          # or backend="fxfuse", or fxfuse.backend
+    plan = fxfuse.plan("analysis.json", max_kl=0.02)         # also: fxfuse plan analysis.json --max-kl 0.02
     print(fxfuse.inspect_model("model.onnx"))                # also: fxfuse inspect model.onnx
     report = fxfuse.fuse_onnx("model.onnx")                  # also: fxfuse fuse model.onnx
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
     from fxfuse.calibration import Calibration
+    from fxfuse.distillation.api import distill
     from fxfuse.export import export_onnx
     from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
+    from fxfuse.planning.choose import plan
+    from fxfuse.planning.records import Plan
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
     from fxfuse.splitting import split_onnx
@@ -38,15 +42,18 @@ __all__ = [
     "Calibration",
     "FxfuseError",
     "InputError",
+    "Plan",
     "Report",
     "VerificationError",
     "__version__",
     "backend",
+    "distill",
     "export_onnx",
     "fuse",
     "fuse_onnx",
     "inspect_model",
     "nodes_off_cuda",
+    "plan",
     "reports",
     "session",
     "split_onnx",
@@ -59,7 +66,10 @@ _HOMES = {
     "fuse": "torch_api",
     "fuse_onnx": "onnx_api",
     "export_onnx": "export",
+    "distill": "distillation.api",
     "inspect_model": "inspection.api",
+    "plan": "planning.choose",
+    "Plan": "planning.records",
     "Budget": "budget",
     "Calibration": "calibration",
     "Report": "report",

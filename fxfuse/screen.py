@@ -15,9 +15,9 @@ from rich.text import Text
 
 from fxfuse.progress import Step
 from fxfuse.report import Report
-from fxfuse.table import draw, render
+from fxfuse.table import draw, plain
 
-__all__ = ["show_lines", "show_report", "show_steps", "write_out"]
+__all__ = ["show_drawing", "show_lines", "show_report", "show_steps", "write_out"]
 
 _PIPED_WIDTH = 110
 _BRACKETS = "┌│└"
@@ -27,14 +27,19 @@ _BAR_ROOM = 60
 
 def show_report(report: Report, dry_run: bool = False) -> None:
     """Print the table, in the terminal's width and style, or as plain text into a pipe."""
+    show_drawing(draw(report, dry_run))
+
+
+def show_drawing(drawing: RenderableType) -> None:
+    """Print what rich can draw, in the terminal's width and style, or as plain text into a pipe."""
     if sys.stdout is None:  # closed by the caller
         return
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(draw(report, dry_run))
+        console.print(drawing)
         return
     width = console.width if "COLUMNS" in os.environ else _PIPED_WIDTH
-    write_out(f"{render(report, width, dry_run)}\n")
+    write_out(f"{plain(drawing, width)}\n")
 
 
 def show_lines(write: Callable[[int | None, str], Iterable[tuple[str, str]]]) -> None:

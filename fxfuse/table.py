@@ -13,39 +13,44 @@ from fxfuse.naming import printable, span, spans
 from fxfuse.passes.records import Miss
 from fxfuse.report import GroupReport, Report, Size
 
-__all__ = ["render", "draw"]
+__all__ = ["columns", "draw", "plain", "render", "text"]
 
 
 def render(report: Report, width: int = 110, dry_run: bool = False) -> str:
     """The table as plain text of at most `width` columns."""
+    return plain(draw(report, dry_run), width)
+
+
+def plain(drawing: RenderableType, width: int) -> str:
+    """What rich can print, as plain text of at most `width` columns."""
     console = Console(
         file=StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False
     )
-    console.print(draw(report, dry_run))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
+    console.print(drawing)
+    printed: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in printed.rstrip("\n").split("\n"))
 
 
 def draw(report: Report, dry_run: bool = False) -> RenderableType:
     """The table as something rich can print."""
-    parts: list[RenderableType] = [_text(_headline(report), "bold")]
+    parts: list[RenderableType] = [text(_headline(report), "bold")]
     if report.before is not None and report.after is not None:
         parts += [Text(), _sizes(report.before, report.after)]
     if report.groups:
-        parts += [Text(), _groups(report.groups), Text(), _text(_end_to_end(report))]
+        parts += [Text(), _groups(report.groups), Text(), text(_end_to_end(report))]
     if report.misses:
         parts += [Text(), _misses(report.misses)]
     parts += [
         Text(),
-        *(_text(f"note: {note}", "dim") for note in _notes(report)),
-        _text(_ending(report, dry_run)),
+        *(text(f"note: {note}", "dim") for note in _notes(report)),
+        text(_ending(report, dry_run)),
     ]
     return Group(*parts)
 
 
-def _text(text: str, style: str = "") -> Text:
+def text(what: str, style: str = "") -> Text:
     """Text as it is: rich would take brackets in a string for markup."""
-    return Text(printable(text), style=style, overflow="fold")
+    return Text(printable(what), style=style, overflow="fold")
 
 
 def _headline(report: Report) -> str:
@@ -62,7 +67,7 @@ def _headline(report: Report) -> str:
 
 
 def _sizes(before: Size, after: Size) -> Table:
-    table = _table("", "before", "after", "change")
+    table = columns("", "before", "after", "change")
     rows = [
         ("nodes", before.nodes, after.nodes),
         ("FFN blocks", before.ffn_blocks, after.ffn_blocks),
@@ -77,11 +82,11 @@ def _sizes(before: Size, after: Size) -> Table:
 
 
 def _groups(groups: Sequence[GroupReport]) -> Table:
-    table = _table("group", "blocks", "width", "rewrite error", "SQNR dB", "cosine")
+    table = columns("group", "blocks", "width", "rewrite error", "SQNR dB", "cosine")
     for group in groups:
         figures = (f"{group.rewrite_error:.1e}", f"{group.sqnr_db:.1f}", f"{group.cosine:.5f}")
         table.add_row(
-            _text(span(group.blocks)), str(len(group.blocks)), str(group.intermediate_size), *figures
+            text(span(group.blocks)), str(len(group.blocks)), str(group.intermediate_size), *figures
         )
     return table
 
@@ -90,12 +95,12 @@ def _end_to_end(report: Report) -> str:
     figures = report.end_to_end
     if not figures:
         return "end to end: the model has no output of floating-point numbers to compare"
-    text = f"end to end ({figures['output']}, {figures['tokens']} tokens): "
+    told = f"end to end ({figures['output']}, {figures['tokens']} tokens): "
     if figures.get("kl") is not None:
-        text += (
+        told += (
             f"KL {figures['kl']:.2e} nats/token, top-1 agreement {100 * figures['top1_agreement']:.1f} %, "
         )
-    return text + f"relative error {figures['relative_error']:.2e}"
+    return told + f"relative error {figures['relative_error']:.2e}"
 
 
 def _misses(misses: Sequence[Miss]) -> Table:
@@ -107,7 +112,7 @@ def _misses(misses: Sequence[Miss]) -> Table:
     for miss in misses:
         places.setdefault(miss.reason, []).append(miss.where)
     for reason, where in places.items():
-        table.add_row(_text(spans(where)), _text(reason))
+        table.add_row(text(spans(where)), text(reason))
     return table
 
 
@@ -139,9 +144,10 @@ def _ending(report: Report, dry_run: bool) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str, left: int = 0) -> Table:
+    """An empty table: the first column is folded, figures stand to the right, the last `left` to the left."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column(names[0], overflow="fold")
+    for place, name in enumerate(names[1:], 1):
+        table.add_column(name, justify="left" if place >= len(names) - left else "right", no_wrap=True)
     return table

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import fuse, inspect, split
+from fxfuse.cli import fuse, inspect, plan, split
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
@@ -23,7 +23,7 @@ from fxfuse.signals import Terminated, terminable
 
 __all__ = ["explain", "main", "parser"]
 
-COMMANDS = {"fuse": fuse, "inspect": inspect, "split": split}
+COMMANDS = {"fuse": fuse, "inspect": inspect, "plan": plan, "split": split}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (wrong := _without_command(words)) is not None:
             found.error(wrong)
         options = found.parse_args(words)
+        options.typed = shlex.join(["fxfuse", *words])  # for files that say how they were made
     except SystemExit as stop:
         return int(stop.code or 0)
     try:

@@ -55,6 +55,10 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         "--max-kl", type=float, metavar="X", help="greatest KL divergence of the logits, in nats"
     )
     budget.add_argument("--max-group", type=int, metavar="N", help="most blocks in one group")
+    budget.add_argument(
+        "--plan", type=Path, metavar="PLAN.json",
+        help="fuse the groups of a plan from fxfuse plan, instead of those that the budget would choose",
+    )  # fmt: skip
     budget.add_argument("--include", metavar="RE", help="fuse only blocks whose name matches")
     budget.add_argument("--exclude", metavar="RE", help="leave out blocks whose name matches")
     budget.add_argument(
@@ -113,6 +117,7 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
             options.model,
             options.output,
             inputs=options.inputs,
+            plan=options.plan,
             provider=options.provider,
             force=options.force,
             dry_run=options.dry_run,
@@ -130,6 +135,8 @@ def _show(report: Report, dry_run: bool) -> None:
 
 def _places(options: argparse.Namespace) -> Iterator[Path]:
     """The files that the report must not take, which may not be there yet."""
+    if options.plan is not None:
+        yield options.plan
     for each in (options.model, options.output or default_output(options.model)):
         yield each
         yield each.parent / f"{each.name}.data"

@@ -31,7 +31,10 @@ def match_plan(plan: Plan, found: Found, *, part: bool = False) -> list[tuple[Bl
     blocks = [block for chain in found.chains for block in chain.blocks] + list(found.singles)
     if part and not blocks:
         return []
-    pairs = pair_names([name for name, _ in plan.id.blocks], _in_order(plan, blocks))
+    # Chains are in the order of the graph, blocks that stand alone come after them.
+    pairs = pair_names(
+        [name for name, _ in plan.id.blocks], [block.name for block in blocks], ordered=not found.singles
+    )
     _check_model(plan, found, blocks, pairs, part)
     by_name = {block.name: block for block in blocks}
     groups = []
@@ -92,13 +95,6 @@ def _check_model(
         raise InputError(f"{another}: this one has {extra}, which that one does not.")
 
 
-def _in_order(plan: Plan, blocks: Sequence[Block]) -> list[str]:
-    """The names of the blocks, those that the plan knows in its order."""
-    names = [block.name for block in blocks]
-    places = {name: place for place, (name, _) in enumerate(plan.id.blocks)}
-    return sorted(names, key=lambda name: places.get(name, -1))
-
-
 def _in_a_chain(blocks: Sequence[Block], found: Found) -> tuple[Block, ...]:
     """`blocks`, as what stands in one chain with nothing between them."""
     chain = _chain_of(blocks[0], found.chains)
@@ -126,5 +122,5 @@ def _chain_of(block: Block, chains: Sequence[Chain]) -> Chain | None:
 def _reason(found: Found, names: Sequence[str]) -> str:
     """The matcher's own reason at one of `names`, as the end of a sentence."""
     reasons = {miss.where: miss.reason for miss in found.misses}
-    named = pair_names(names, list(reasons))
+    named = pair_names(names, list(reasons), ordered=False)
     return next((f": {reasons[named[name]]}" for name in names if name in named), "")

@@ -2,8 +2,10 @@
 
 1. A name that is the same is the same layer.
 2. Else paths are one layer where they end alike from the word before their first number on ("layers.5.mlp"),
-   and no other layer of either model ends so: a wrapper's prefix is added or dropped, nothing else.
-3. Where none of a model's names is a path with a number (an optimiser dropped them all), layers are taken in
+   and no other layer of either model ends so: a wrapper's prefix was added or dropped.
+3. Else where that word, the number and the last word are the same ("block.5 ... DenseReluDense"), and of no
+   other layer: an exporter dropped modules between.
+4. Where none of a model's names is a path with a number (an optimiser dropped them all), layers are taken in
    order, if there are as many.
 """
 
@@ -11,21 +13,24 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["nearest", "pair_names"]
 
 
-def pair_names(planned: Sequence[str], found: Sequence[str]) -> dict[str, str]:
-    """The name in `found` of every name in `planned` that is there, both in the order of their models."""
-    if len(planned) == len(found) and not any(map(_tail, found)):
+def pair_names(planned: Sequence[str], found: Sequence[str], *, ordered: bool) -> dict[str, str]:
+    """The name in `found` of every name in `planned` that is there.
+
+    `ordered`: both are in the order of their models, so that rule 4 may be used.
+    """
+    if ordered and len(planned) == len(found) and not any(map(_tail, found)):
         return dict(zip(planned, found, strict=True))
     pairs = {name: name for name in planned if name in set(found)}
-    ends = _unique_tails(found)
-    own = _unique_tails(planned)
-    for tail, name in own.items():
-        if name not in pairs and tail in ends and ends[tail] not in pairs.values():
-            pairs[name] = ends[tail]
+    for key in (_tail, _ends):
+        theirs = _unique(found, key)
+        for end, name in _unique(planned, key).items():
+            if name not in pairs and end in theirs and theirs[end] not in pairs.values():
+                pairs[name] = theirs[end]
     return pairs
 
 
@@ -42,6 +47,12 @@ def _tail(name: str) -> str:
     return ".".join(parts[max(places[0] - 1, 0) :]) if places and len(parts) > 1 else ""
 
 
-def _unique_tails(names: Sequence[str]) -> dict[str, str]:
-    counts = Counter(map(_tail, names))
-    return {_tail(name): name for name in names if _tail(name) and counts[_tail(name)] == 1}
+def _ends(name: str) -> str:
+    """The first number of a path, the word before it, and the last word."""
+    parts = _tail(name).split(".")
+    return ".".join([*parts[:2], parts[-1]]) if len(parts) > 2 else ""
+
+
+def _unique(names: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
+    counts = Counter(map(key, names))
+    return {key(name): name for name in names if key(name) and counts[key(name)] == 1}

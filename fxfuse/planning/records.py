@@ -29,16 +29,19 @@ class PlannedGroup:
 class FrontPoint:
     """One point of the Pareto front: the groups' lengths in order over all chains (1 = left sequential).
 
-    depth: FFNs in a row left, over all chains. kl: predicted, or measured end to end where `measured`.
+    depth: FFNs in a row left, over all chains. predicted_kl: the sum of the groups', in nats; None where the
+    analysis has no KL. kl, kl_error: measured end to end; None where not measured. within: it keeps the
+    bounds on each group's SQNR and on the KL.
     """
 
     lengths: tuple[tuple[int, ...], ...]
     depth: int
-    predicted_kl: float
+    predicted_kl: float | None = None
     kl: float | None = None
     kl_error: float | None = None
     latency_ms: float | None = None
     chosen: bool = False
+    within: bool = True
 
 
 @dataclass
@@ -63,6 +66,12 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, ready for JSON."""
         return {"kind": "fxfuse plan", "format": 1, **asdict(self)}
+
+    def __str__(self) -> str:
+        """The table."""
+        from fxfuse.planning.table import render_plan
+
+        return render_plan(self)
 
     def to_json(self) -> str:
         """The plan as a JSON text."""
