@@ -2,7 +2,8 @@
 
     import fxfuse
     compiled = torch.compile(model, backend=fxfuse)          # or backend="fxfuse", or fxfuse.backend
-    plan = fxfuse.plan("analysis.json", max_kl=0.02)         # also: fxfuse plan analysis.json --max-kl 0.02
+    analysis = fxfuse.analyze(model, "ids.npy")              # also: fxfuse analyze model.onnx --data ids.npy
+    plan = fxfuse.plan(analysis, max_kl=0.02)                # also: fxfuse plan analysis.json --max-kl 0.02
     print(fxfuse.inspect_model("model.onnx"))                # also: fxfuse inspect model.onnx
     report = fxfuse.fuse_onnx("model.onnx")                  # also: fxfuse fuse model.onnx
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
@@ -23,6 +24,8 @@ from fxfuse._version import __version__
 from fxfuse.errors import FxfuseError, InputError, VerificationError
 
 if TYPE_CHECKING:
+    from fxfuse.analysis.api import analyze
+    from fxfuse.analysis.records import Analysis
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
     from fxfuse.calibration import Calibration
@@ -32,12 +35,14 @@ if TYPE_CHECKING:
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.planning.choose import plan
     from fxfuse.planning.records import Plan
+    from fxfuse.page.api import write_page
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
     from fxfuse.splitting import split_onnx
     from fxfuse.torch_api import fuse
 
 __all__ = [
+    "Analysis",
     "Budget",
     "Calibration",
     "FxfuseError",
@@ -46,6 +51,7 @@ __all__ = [
     "Report",
     "VerificationError",
     "__version__",
+    "analyze",
     "backend",
     "distill",
     "export_onnx",
@@ -57,10 +63,13 @@ __all__ = [
     "reports",
     "session",
     "split_onnx",
+    "write_page",
 ]
 
 # Where each public name lives; loaded on first use, so that `fxfuse --version` does not wait for torch.
 _HOMES = {
+    "analyze": "analysis.api",
+    "Analysis": "analysis.records",
     "backend": "backend",
     "reports": "backend",
     "fuse": "torch_api",
@@ -76,6 +85,7 @@ _HOMES = {
     "session": "sessions",
     "split_onnx": "splitting",
     "nodes_off_cuda": "sessions",
+    "write_page": "page.api",
 }
 
 

@@ -15,7 +15,7 @@ from fxfuse.analysis.states import slices
 from fxfuse.calibration import Calibration
 from fxfuse.calibration.store import DEFAULT_BOUND
 from fxfuse.errors import InputError
-from fxfuse.frontends.opening import Model, model_name, open_model
+from fxfuse.frontends.opening import Model, calibration_for, model_name, open_model
 from fxfuse.frontends.protocol import Runnable
 from fxfuse.passes.attention import stream_updates
 from fxfuse.progress import Progress, silent
@@ -68,8 +68,10 @@ def analyze(
     """
     started = time.perf_counter()
     choice = _choice(segments)
+    if kl_tokens is not None and kl_tokens < 1:
+        raise InputError(f"kl_tokens must be 1 or more, or None for all, not {kl_tokens}.")
     progress("reading the data")
-    calibration = Calibration.of(data, progress=progress, **reading)
+    calibration = calibration_for(model, data, progress, **reading)
     progress("reading the model")
     with open_model(model, calibration, provider) as front:
         found = measure(

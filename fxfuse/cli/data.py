@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxfuse.errors import InputError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
     from fxfuse.specs import InputSpec
 
-__all__ = ["add_arguments", "memory", "read"]
+__all__ = ["add_arguments", "memory", "read", "wishes"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?"
@@ -83,6 +83,19 @@ def read(
         progress=progress,
     )
     return found.completed(specs) if specs else found
+
+
+def wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Calibration.of` takes besides the data, as far as the arguments say; for `calibration_for`."""
+    given = {
+        "tokenizer": options.tokenizer,
+        "context": options.context,
+        "max_tokens": options.tokens,
+        "batch_size": options.batch_size,
+        "held_out": options.held_out,
+        "seed": options.seed,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def memory(text: str) -> int:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import fuse, inspect, plan, split
+from fxfuse.cli import analyze, distill, fuse, inspect, page, plan, split
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
@@ -23,7 +23,7 @@ from fxfuse.signals import Terminated, terminable
 
 __all__ = ["explain", "main", "parser"]
 
-COMMANDS = {"fuse": fuse, "inspect": inspect, "plan": plan, "split": split}
+COMMANDS = {"distill": distill, "analyze": analyze, "fuse": fuse, "inspect": inspect, "page": page, "plan": plan, "split": split}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,12 +16,14 @@ from torch.export import ExportedProgram
 
 from fxfuse.errors import InputError
 from fxfuse.frontends.protocol import Runnable
+from fxfuse.progress import Progress, silent
 from fxfuse.sessions import Provider
+from fxfuse.specs import InputSpec, specs_of
 
 if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
 
-__all__ = ["Model", "load_torch", "model_name", "open_model"]
+__all__ = ["Model", "calibration_for", "is_onnx", "load_torch", "model_name", "open_model"]
 
 Model: TypeAlias = nn.Module | ExportedProgram | fx.GraphModule | str | os.PathLike[str]
 """A torch model, the path of an ONNX or .pt2 file, or "module:function" for a function that makes one."""
@@ -38,19 +41,67 @@ def open_model(model: Model, calibration: Calibration, provider: Provider = "aut
         InputError: There is no such file or function, it cannot be read or exported, or the data hold tokens
             outside its vocabulary.
     """
+    if is_onnx(model):
+        with _onnx(Path(model), calibration, provider) as front:  # type: ignore[arg-type]
+            yield front
+        return
     if isinstance(model, (str, os.PathLike)):
-        path = Path(model)
-        if path.suffix == ".onnx":
-            with _onnx(path, calibration, provider) as front:
-                yield front
-            return
         model = load_torch(os.fspath(model))
     yield _torch(model, calibration)
+
+
+def calibration_for(model: Model, data: Any, progress: Progress = silent, **reading: Any) -> Calibration:
+    """Calibration data for `model`: sizes that an ONNX file fixes are the defaults of how they are cut.
+
+    Args:
+        model: What is opened later.
+        data: What `Calibration.of` takes.
+        progress: Called with a short text at every step.
+        reading: What it takes besides.
+
+    Raises:
+        InputError: The data cannot be read, or hold no batch of the size that the model fixes.
+    """
+    from fxfuse.calibration import Calibration
+    from fxfuse.calibration.complete import fixed_sizes
+
+    if isinstance(data, Calibration) or not is_onnx(model):
+        return Calibration.of(data, progress=progress, **reading)
+    count, length = fixed_sizes(_specs(model))
+    sizes = {"batch_size": count, "context": length}
+    fixed = {name: size for name, size in sizes.items() if size is not None}
+    found = Calibration.of(data, progress=progress, **(fixed | reading))
+    return found if count is None else _whole(found, count)
+
+
+def is_onnx(model: Model) -> bool:
+    """Whether a model is given as the path of an ONNX file."""
+    return isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".onnx"
 
 
 def model_name(model: Model) -> str:
     """What to call a model in a report: its path, or the name of its class."""
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
+
+
+def _specs(model: Any) -> list[InputSpec]:
+    from fxfuse.onnxio import load_model
+
+    return specs_of(load_model(model)[0])
+
+
+def _whole(calibration: Calibration, count: int) -> Calibration:
+    """Without batches that hold fewer windows than the model takes."""
+    fit, held_out = (
+        tuple(batch for batch in part if len(next(iter(batch.values()))) == count)
+        for part in (calibration.fit, calibration.held_out)
+    )
+    if not fit or not held_out:
+        raise InputError(
+            f"The model takes {count} windows at a time, and the data give fewer to fit on or to hold out: "
+            "give more data."
+        )
+    return replace(calibration, fit=fit, held_out=held_out)
 
 
 @contextlib.contextmanager
@@ -65,10 +116,11 @@ def _onnx(path: Path, calibration: Calibration, provider: Provider) -> Iterator[
 
 
 def _torch(model: Any, calibration: Calibration) -> Runnable:
-    from fxfuse.frontends.embedding import embedding_rows
+    from fxfuse.frontends.torch_inputs import check_sizes, embedding_rows
     from fxfuse.frontends.torch_model import read_torch
 
     front = read_torch(model, calibration.fit[0])
+    check_sizes(front, calibration.fit[0])
     _check(calibration, embedding_rows(front))
     return front
 

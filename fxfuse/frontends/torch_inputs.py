@@ -1,14 +1,37 @@
-"""How many tokens a torch graph knows: the rows of the table that its input ids are looked up in."""
+"""What a torch graph takes: sizes that it fixes, and how many tokens it knows."""
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 
+from fxfuse.errors import InputError
+from fxfuse.frontends.protocol import Batch
 from fxfuse.frontends.torch_graph import TorchGraph
 from fxfuse.passes.fx.calls import name_of
 from fxfuse.passes.view import strip
 
-__all__ = ["embedding_rows"]
+__all__ = ["check_sizes", "embedding_rows"]
+
+
+def check_sizes(front: TorchGraph, batch: Batch) -> None:
+    """Hold a batch against the sizes that the graph was captured with, where it is not open in them.
+
+    Raises:
+        InputError: One differs; says which size the data need.
+    """
+    for node in front.module.graph.find_nodes(op="placeholder"):
+        value, given = node.meta.get("val"), batch.get(str(node.target))
+        if node in front.weights or given is None or not isinstance(value, torch.Tensor):
+            continue
+        fixed = [size if isinstance(size, int) else None for size in value.shape]
+        shape = list(given.shape)
+        if len(fixed) != len(shape) or any(f not in (None, s) for f, s in zip(fixed, shape, strict=True)):
+            wanted = ", ".join("any" if size is None else str(size) for size in fixed)
+            raise InputError(
+                f"The program takes {node.target} of the shape [{wanted}] and the data come as {shape}: set "
+                "batch_size and context to these, or export the program with open sizes."
+            )
 
 
 def embedding_rows(front: TorchGraph) -> int | None:
