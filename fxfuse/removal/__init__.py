@@ -1,0 +1,1 @@
+"""Attention removal: which attentions, decided or measured, and models without them."""

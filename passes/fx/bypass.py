@@ -1,0 +1,94 @@
+r"""Take attentions out of a torch.fx graph, with all that only served them.
+
+    x ---> norm ---> attention ---> + ---> out        becomes        x, read wherever out was read
+     \------------------------------^
+
+1. Whatever read out reads x; of attentions in a row each reads the stream that is left.
+2. Keys and values that the graph returned are returned no more.
+3. What nothing reads any more goes: calls, and inputs that only these attentions read. Token ids, masks and
+   positions stay, since whoever runs the graph gives them anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxfuse.passes.attention import Attention
+from fxfuse.passes.fx.rewrite import remove_unread
+from fxfuse.passes.fx.view import FxView
+
+__all__ = ["Dropped", "bypass", "unread_inputs"]
+
+_CACHE_RANK = 3
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Places of outputs that went, among all values that the graph returns in order."""
+
+    outputs: tuple[int, ...]
+
+
+def bypass(view: FxView, attentions: Sequence[Attention]) -> Dropped:
+    """Take `attentions` out of `view.module.graph`, which is changed; its inputs stay for `unread_inputs`."""
+    graph = view.module.graph
+    left: dict[object, Any] = {}  # what is read instead of a stream that is gone
+    for attention in attentions:
+        x, out = left.get(attention.x, attention.x), attention.out
+        assert isinstance(x, fx.Node)
+        assert isinstance(out, fx.Node)
+        out.replace_all_uses_with(x)
+        left = {key: x if value is out else value for key, value in left.items()} | {out: x}
+    gone = {value for attention in attentions for value in attention.cache}
+    dropped = _drop_outputs(graph, gone)
+    remove_unread(graph, {value for each in attentions for value in (*each.interior, each.out)})
+    for node in graph.find_nodes(op="get_attr"):
+        if not node.users:
+            graph.erase_node(node)
+    return dropped
+
+
+def unread_inputs(before: fx.Graph, after: fx.Graph) -> list[fx.Node]:
+    """Placeholders of `after` that nothing reads though something did in `before`: weights, and caches.
+
+    What holds whole numbers stays, and so does what has less than three axes and is no weight.
+    """
+    read = {node.name for node in before.find_nodes(op="placeholder") if node.users}
+    return [
+        node
+        for node in after.find_nodes(op="placeholder")
+        if node.name in read and not node.users and _may_go(node)
+    ]
+
+
+def _may_go(node: fx.Node) -> bool:
+    meta = node.meta.get("val", node.meta.get("example_value"))
+    if meta is None or not hasattr(meta, "shape"):
+        return False
+    is_weight = "tensor_dict" in node.meta or node.name.startswith(("p_", "b_", "c_"))
+    return bool(meta.is_floating_point()) and (is_weight or len(meta.shape) >= _CACHE_RANK)
+
+
+def _drop_outputs(graph: fx.Graph, gone: Collection[object]) -> Dropped:
+    output = next(reversed(graph.nodes))
+    flat, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda each: isinstance(each, fx.Node))
+    places = tuple(place for place, each in enumerate(flat) if each in gone)
+    if places:
+        output.args = (_without(output.args[0], gone),)
+    return Dropped(places)
+
+
+def _without(value: Any, gone: Collection[object]) -> Any:
+    """A nested result without some values; lists and tuples that they empty go too."""
+    if isinstance(value, (list, tuple)):
+        left = [_without(each, gone) for each in value if not (isinstance(each, fx.Node) and each in gone)]
+        left = [new for new in left if not (isinstance(new, (list, tuple)) and not new)] if value else left
+        return type(value)(left) if type(value) in (list, tuple) else tuple(left)
+    if isinstance(value, dict):
+        return {key: _without(each, gone) for key, each in value.items() if each not in gone}
+    return value
