@@ -1,0 +1,190 @@
+"""Teacher and student: torch models in any form, as functions from batches to logits."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxfuse.distillation.attention import attend
+from fxfuse.errors import InputError
+from fxfuse.frontends.outputs import choose_output
+from fxfuse.frontends.protocol import Batch
+from fxfuse.passes.fx.calls import ASSERTIONS, name_of
+
+__all__ = ["Subject", "TorchModel"]
+
+TorchModel: TypeAlias = nn.Module | ExportedProgram
+"""An nn.Module (a GraphModule too) or a program of torch.export."""
+
+
+class Subject:
+    """One of the two models, as a copy in evaluation mode; what the user gave is never written to.
+
+    A graph's assertions are left out, as they refuse the types that autocast makes, and its attention is
+    written so that it trains fast. `rows` is the number of windows that a graph takes, where that is fixed.
+
+    Args:
+        model: What the user gave.
+        role: "student" or "teacher", for what a user is told.
+        weights: New tensors for its parameters by name; the others are shared with `model`.
+    """
+
+    def __init__(
+        self, model: TorchModel, role: str, weights: Mapping[str, nn.Parameter] | None = None
+    ) -> None:
+        if not isinstance(model, (nn.Module, ExportedProgram)):
+            raise InputError(
+                f"The {role} must be an nn.Module, a GraphModule or an ExportedProgram, not "
+                f"{type(model).__name__}."
+            )
+        self.role = role
+        self.module = copy_module(as_module(model), role, weights or {})
+        prepare(self.module)
+        self.inputs = _graph_inputs(self.module) if isinstance(self.module, fx.GraphModule) else None
+        shapes = (self.inputs or {}).values()
+        self.rows = next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
+        self.parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The logits `[windows, tokens, classes]` of a batch, on this model's device.
+
+        Raises:
+            InputError: The model does not run on the batch, or gives no logits for every token.
+        """
+        placed = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        args, kwargs = self._bind(placed)
+        try:
+            found = self.module(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(f"The {self.role} does not run on the data ({first}): check them.") from error
+        return self._pick(found)
+
+    def _bind(self, batch: dict[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A batch as the arguments of the call: by name, or in order where no name is known."""
+        if self.inputs is None:
+            known = inspect.signature(self.module.forward).parameters
+            return ((), batch) if all(name in known for name in batch) else (tuple(batch.values()), {})
+        flat = list(batch.values()) if not set(batch) & set(self.inputs) else self._by_name(batch)
+        if len(flat) != len(self.inputs):
+            raise InputError(
+                f"The {self.role} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}) but the data "
+                f"hold {', '.join(batch)}: give the same."
+            )
+        for (name, shape), tensor in zip(self.inputs.items(), flat, strict=True):
+            _check_shape(self.role, name, shape, tensor)
+        assert isinstance(self.module, fx.GraphModule)
+        info = getattr(self.module.graph._codegen, "pytree_info", None)
+        if info is None or info.in_spec is None:
+            return tuple(flat), {}
+        found = pytree.tree_unflatten(flat, info.in_spec)
+        return found if len(found) == 2 and isinstance(found[1], dict) else (tuple(found), {})
+
+    def _by_name(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        assert self.inputs is not None
+        unknown = [name for name in batch if name not in self.inputs]
+        if unknown:
+            raise InputError(
+                f"The {self.role} takes no input {unknown[0]!r}: name the data as one of "
+                f"{', '.join(self.inputs)}."
+            )
+        return [batch[name] for name in self.inputs if name in batch]
+
+    def _pick(self, found: Any) -> Tensor:
+        """The output that holds logits."""
+        logits = getattr(found, "logits", None)
+        if logits is None:
+            named = (
+                found.items()
+                if isinstance(found, Mapping)
+                else [("", each) for each in pytree.tree_leaves(found)]
+            )
+            names, values = zip(*named, strict=True)
+            chosen = choose_output(names, values, 0)
+            logits = values[chosen[0]] if chosen is not None and chosen[1] else None
+        if not isinstance(logits, Tensor) or logits.dim() != 3:
+            raise InputError(
+                f"No output of the {self.role} looks like logits of every token, [windows, tokens, classes]: "
+                "give a model that returns them."
+            )
+        return logits
+
+
+def as_module(model: TorchModel) -> nn.Module:
+    """The model as a module; that of a program shares its weights."""
+    if not isinstance(model, ExportedProgram):
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.module(check_guards=False)
+
+
+def copy_module(module: nn.Module, role: str, weights: Mapping[str, nn.Parameter]) -> nn.Module:
+    """A copy that has `weights` where they are named, and for the rest the tensors of `module` itself."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*named.values(), *module.buffers())}
+    memo |= {id(named[name]): tensor for name, tensor in weights.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever a module holds that cannot be copied
+        raise InputError(
+            f"The {role} cannot be copied ({error}): give one that copy.deepcopy takes."
+        ) from error
+
+
+def prepare(module: nn.Module) -> None:
+    """Make a copy ready to be trained: no dropout, no cache, no assertions, attention that trains fast."""
+    config = getattr(module, "config", None)
+    if getattr(config, "use_cache", None):
+        config.use_cache = False  # type: ignore[union-attr]
+    if not isinstance(module, fx.GraphModule):
+        module.eval()
+    for graph in [each for each in module.modules() if isinstance(each, fx.GraphModule)]:
+        for node in list(graph.graph.nodes):
+            if node.op == "call_function" and name_of(node) in ASSERTIONS and not node.users:
+                graph.graph.erase_node(node)
+            elif node.target in (
+                F.scaled_dot_product_attention,
+                torch.ops.aten.scaled_dot_product_attention.default,
+            ):
+                node.target = attend
+        graph.recompile()
+
+
+def _graph_inputs(module: fx.GraphModule) -> dict[str, tuple[int | None, ...] | None]:
+    """The inputs of a graph by name, with their shapes: None where an axis is open, or nothing is known."""
+    found: dict[str, tuple[int | None, ...] | None] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val", node.meta.get("example_value"))
+        known = isinstance(value, Tensor)
+        found[str(node.target)] = (
+            tuple(size if isinstance(size, int) else None for size in value.shape) if known else None
+        )
+    return found
+
+
+def _check_shape(role: str, name: str, shape: tuple[int | None, ...] | None, tensor: Tensor) -> None:
+    pairs = zip(shape or tensor.shape, tensor.shape, strict=False)
+    if shape is not None and (
+        len(shape) != tensor.dim() or any(own not in (None, given) for own, given in pairs)
+    ):
+        axes = ["any" if size is None else str(size) for size in shape]
+        raise InputError(
+            f"The {role} takes {name} of [{', '.join(axes)}] only and the data are {list(tensor.shape)}: "
+            "export it with open shapes, or give data of this size."
+        )
