@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import FxfuseError, InputError
 
-__all__ = ["check_space", "explain_write", "sync"]
+__all__ = ["check_space", "explain_write", "size_words", "sync"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from fxfuse.calibration.batches import tokens_of
-from fxfuse.calibration.complete import complete
+from fxfuse.calibration.complete import complete, fixed_sizes
 from fxfuse.calibration.dividing import divide
 from fxfuse.calibration.found import Wishes
 from fxfuse.calibration.vocabulary import check_vocabulary
-from fxfuse.calibration.windows import batched, joined, shorten
+from fxfuse.calibration.windows import batched, joined, refilled, shorten
 from fxfuse.errors import InputError
 from fxfuse.frontends.protocol import Batch
 from fxfuse.progress import Progress, silent
@@ -119,11 +119,19 @@ class Calibration:
     def completed(self, specs: Sequence[InputSpec]) -> Calibration:
         """The same data with every input of the model that `specs` lists; see `complete`.
 
+        Where the model fixes the number of windows in a batch, batches take it, and windows that fill none
+        are left out with a note.
+
         Raises:
             InputError: The data do not fit the model's inputs.
         """
-        fit, held_out = ([complete(batch, specs) for batch in part] for part in (self.fit, self.held_out))
-        return replace(self, fit=tuple(fit), held_out=tuple(held_out))
+        count, _ = fixed_sizes(specs)
+        parts, notes = [], self.notes
+        for part in (self.fit, self.held_out):
+            full, over = (part, 0) if count is None else refilled(part, count)
+            parts.append(tuple(complete(batch, specs) for batch in full))
+            notes += (f"{over} windows that fill no batch of {count} were left out.",) if over else ()
+        return replace(self, fit=parts[0], held_out=parts[1], notes=notes)
 
     def to(self, device: torch.device | str) -> Calibration:
         """The same data on a device."""

@@ -24,6 +24,7 @@ __all__ = [
     "cut_stream",
     "held_out_count",
     "joined",
+    "refilled",
     "shape_for",
     "shorten",
     "take",
@@ -37,7 +38,9 @@ Rows: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | Tensor]"
 def shape_for(tokens: int, length: int, least: int = 2, most: int | None = None) -> tuple[int, int]:
     """How many windows of which length hold nearly `tokens`: equal ones, none longer than `length`."""
     whole = tokens // length
-    counts = {max(least, each) if most is None else min(max(least, each), most) for each in (whole, whole + 1)}
+    counts = {
+        max(least, each) if most is None else min(max(least, each), most) for each in (whole, whole + 1)
+    }
     shapes = [(count, min(length, max(tokens // count, 1))) for count in counts]
     return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
@@ -78,7 +81,8 @@ def unlike(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[bytes] = set()
     kept = []
     columns = [
-        tensor.reshape(len(tensor), -1).contiguous().view(torch.uint8).numpy() for tensor in rows.values()
+        tensor.reshape(len(tensor), -1).cpu().contiguous().view(torch.uint8).numpy()
+        for tensor in rows.values()
     ]
     for index in range(len(columns[0])):
         content = b"".join(column[index].tobytes() for column in columns)
@@ -115,6 +119,17 @@ def joined(batches: Sequence[Batch]) -> dict[str, Tensor] | None:
         if {name: (tensor.shape[1:], tensor.dtype) for name, tensor in batch.items()} != kinds:
             return None
     return {name: torch.cat([batch[name] for batch in batches]) for name in first}
+
+
+def refilled(batches: Sequence[Batch], size: int) -> tuple[tuple[Batch, ...], int]:
+    """Batches of exactly `size` windows, and how many windows fill none; as they are where none is full."""
+    rows = joined(batches)
+    if rows is None:
+        return tuple(batches), 0
+    regrouped = batched(rows, size)
+    count = len(next(iter(rows.values())))
+    over = count % size
+    return (regrouped[:-1], over) if over and count > size else (regrouped, 0)
 
 
 def shorten(rows: Mapping[str, Tensor], tokens: int, least: int = 2) -> dict[str, Tensor]:

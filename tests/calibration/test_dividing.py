@@ -54,7 +54,9 @@ def test_the_share_held_out_leaves_at_least_one_window_on_either_side(share, hel
     assert len(windows(found.fit)) == 20 - held
 
 
-@pytest.mark.parametrize("tokens, shape", [(500, [2, 250]), (2500, [10, 250]), (300, [2, 150]), (256, [2, 128])])
+@pytest.mark.parametrize(
+    "tokens, shape", [(500, [2, 250]), (2500, [10, 250]), (300, [2, 150]), (256, [2, 128])]
+)
 def test_no_more_tokens_are_read_than_asked_for(tokens, shape):
     found = Calibration.of(ids(9000), max_tokens=tokens, batch_size=99)
     rows = [len(row) for row in windows(found.batches)]
@@ -175,7 +177,10 @@ def test_it_is_a_public_name():
         ([], "The calibration data is empty: give at least two batches"),
         ({}, "The calibration data holds no arrays: give token ids as input_ids"),
         (ids(511), "holds 511 tokens, too few for two windows of 256, one to fit on and one to hold out"),
-        (ids(1, 8), "holds one window where two different ones are needed, one to fit on and one to hold out"),
+        (
+            ids(1, 8),
+            "holds one window where two different ones are needed, one to fit on and one to hold out",
+        ),
         (np.zeros((5, 8), int), "holds one window where two different ones are needed"),
         (np.ones(900), "holds float64 where token ids are whole numbers: save them as int64"),
         (torch.ones(9, 9), "holds float32 where token ids are whole numbers"),
@@ -183,8 +188,14 @@ def test_it_is_a_public_name():
         (ids(2, 3, 4), r"has the shape \[2, 3, 4\] where token ids are a stream \[tokens\] or rows"),
         ([[1, 2, 3], [4, 5]], "has ragged rows, of 2 to 3 tokens: give one stream of ids, or rows of one"),
         ({"input_ids": [[1, 2], [3]], "x": [1, 2]}, "'input_ids' of The calibration data has ragged rows"),
-        ({"input_ids": ids(4, 2), "x": ids(3, 2)}, r"differing numbers of windows \('input_ids' \[4, 2\], 'x' \[3, 2\]\)"),
-        ({"input_ids": ids(4), "x": ids(4, 2)}, r"gives 'input_ids' the shape \[4\]: give \[windows, tokens\]"),
+        (
+            {"input_ids": ids(4, 2), "x": ids(3, 2)},
+            r"differing numbers of windows \('input_ids' \[4, 2\], 'x' \[3, 2\]\)",
+        ),
+        (
+            {"input_ids": ids(4), "x": ids(4, 2)},
+            r"gives 'input_ids' the shape \[4\]: give \[windows, tokens\]",
+        ),
         ({"input_ids": np.ones((4, 2)), "x": ids(4, 2)}, "gives token ids as float64: give whole numbers"),
         (torch.full((4, 3, 2), torch.nan), "The array of token ids holds NaN in '0': mend what makes"),
         (np.array([["a", "b"]]), "holds <U1 where token ids are whole numbers"),

@@ -119,13 +119,22 @@ def test_the_same_batch_again_and_again_is_no_data():
 @pytest.mark.parametrize(
     "batches, reason",
     [
-        ([IDS, {"x": IDS}], "Batch 1 of the calibration data holds the inputs x where batch 0 holds input_ids"),
+        (
+            [IDS, {"x": IDS}],
+            "Batch 1 of the calibration data holds the inputs x where batch 0 holds input_ids",
+        ),
         ([object()], "Batch 0 of the calibration data is a object: give tensors, tuples or dicts of them"),
-        ([{"input_ids": [[1], [2, 3]]}], "'input_ids' of Batch 0 of the calibration data has ragged rows: pad"),
+        (
+            [{"input_ids": [[1], [2, 3]]}],
+            "'input_ids' of Batch 0 of the calibration data has ragged rows: pad",
+        ),
         ([{"name": "a"}], "Batch 0 of the calibration data holds no tensors: give token ids as input_ids"),
         ([IDS[0], IDS[1, :2]], "holds single windows of differing lengths: pad them into batches"),
         ([{"input_ids": IDS / 2}, {"input_ids": IDS / 3}], "The calibration data gives token ids as float32"),
-        ([{"input_ids": IDS / 2}, {"input_ids": IDS[:, :2] / 3}], "Batch 0 of the calibration data gives token"),
+        (
+            [{"input_ids": IDS / 2}, {"input_ids": IDS[:, :2] / 3}],
+            "Batch 0 of the calibration data gives token",
+        ),
         ([torch.full((2, 3, 1), torch.nan), torch.ones(2, 2, 1)], "Batch 0 of the .* holds NaN in '0'"),
     ],
 )
