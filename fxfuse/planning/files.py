@@ -88,12 +88,18 @@ _PLAIN = ("budget", "predicted_kl", "kl", "kl_error", "model", "versions", "comm
 
 def _record(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
     """A record from its JSON, in which tuples are lists; an unknown field is an error."""
+    what = "a group" if kind is PlannedGroup else "a point of the front"
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what} must be a JSON object, not {data!r}")
     known = [each.name for each in fields(kind)]
     unknown = next((name for name in data if name not in known), None)
     if unknown is not None:
-        raise ValueError(f"{kind.__name__} has no field {unknown!r}, only {', '.join(known)}")
-    if isinstance(data.get("blocks"), str):
-        raise ValueError(f"blocks must be a list of names, not {data['blocks']!r}")
+        raise ValueError(f"{what} has no {unknown!r}, only {', '.join(known)}")
+    blocks = data.get("blocks")
+    if kind is PlannedGroup and not (
+        isinstance(blocks, list | tuple) and all(isinstance(e, str) for e in blocks)
+    ):
+        raise ValueError(f"the blocks of a group must be a list of names, not {blocks!r}")
     return kind(**{name: _frozen(value) for name, value in data.items()})
 
 

@@ -1,10 +1,11 @@
 """The same layer under the names that two tools give it: "model.layers.5.mlp" and "layers.5.mlp".
 
 1. A name that is the same is the same layer.
-2. Else paths are one layer where they end alike from the word before their first number on ("layers.5.mlp"),
-   and no other layer of either model ends so: a wrapper's prefix was added or dropped.
-3. Else where that word, the number and the last word are the same ("block.5 ... DenseReluDense"), and of no
-   other layer: an exporter dropped modules between.
+2. Else where one name is the end of the other, and of no other layer's: a wrapper's prefix was added or
+   dropped.
+3. Else where they end alike from the word before their first number on ("layers.5.mlp"), or where that word,
+   the number and the last word are the same ("block.5 ... DenseReluDense"), and of no other layer of either
+   model: an exporter dropped modules between.
 4. Where none of a model's names is a path with a number (an optimiser dropped them all), layers are taken in
    order, if there are as many.
 """
@@ -26,6 +27,9 @@ def pair_names(planned: Sequence[str], found: Sequence[str], *, ordered: bool) -
     if ordered and len(planned) == len(found) and not any(map(_tail, found)):
         return dict(zip(planned, found, strict=True))
     pairs = {name: name for name in planned if name in set(found)}
+    pairs |= _ends_of(
+        [name for name in planned if name not in pairs], [name for name in found if name not in pairs]
+    )
     for key in (_tail, _ends):
         theirs = _unique(found, key)
         for end, name in _unique(planned, key).items():
@@ -45,6 +49,18 @@ def _tail(name: str) -> str:
     parts = name.split(".")
     places = [index for index, part in enumerate(parts) if part.isdecimal()]
     return ".".join(parts[max(places[0] - 1, 0) :]) if places and len(parts) > 1 else ""
+
+
+def _ends_of(planned: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """Rule 2 among names that are left."""
+    both = [
+        (one, other)
+        for one in planned
+        for other in found
+        if f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
+    ]
+    ones, others = Counter(one for one, _ in both), Counter(other for _, other in both)
+    return {one: other for one, other in both if ones[one] == others[other] == 1}
 
 
 def _ends(name: str) -> str:
