@@ -19,8 +19,9 @@ from fxfuse.passes.quantised.groups import Product, QuantisedGroup
 from fxfuse.passes.quantised.objections import rounding
 from fxfuse.passes.records import Block, Linear, Norm, Step
 from fxfuse.passes.view import View
+from fxfuse.passes.weights import Wide
 
-__all__ = ["branch", "parallel", "wide"]
+__all__ = ["activated", "branch", "parallel", "stacked", "unit_norm", "wide"]
 
 _PART = 1 << 23  # elements of a weight that are read at a time
 
@@ -71,6 +72,36 @@ def wide(
     return torch.stack(downs).sum(0)
 
 
+@torch.no_grad()
+def stacked(view: View, first: Block, weights: Wide, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What wide weights of any origin compute of x [..., hidden], in `dtype`; `first` lends norm and act."""
+    weights = Wide(**{name: tensor.to(x.device, dtype) for name, tensor in weights.tensors().items()})
+    inner = activated(view, first, weights, unit_norm(first.norm, x.to(dtype)))
+    return _biased(inner, weights.down, weights.down_bias)
+
+
+def unit_norm(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    """The norm of x [..., hidden] without its gain; a 16-bit x is normalised in float32, as models do."""
+    wide = x.float() if x.element_size() < 4 else x
+    if norm.kind == "layer":
+        wide = wide - wide.mean(-1, keepdim=True)
+    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+    return (unit * norm.scale).to(x.dtype)
+
+
+def activated(view: View, first: Block, weights: Wide, unit: torch.Tensor) -> torch.Tensor:
+    """What the down projection reads, [..., width], of a norm without gain, in its type."""
+    known = {first.ffn.activation.gate: _biased(unit, weights.gate, weights.gate_bias)}
+    if weights.up is not None:
+        known[first.ffn.activation.up] = _biased(unit, weights.up, weights.up_bias)
+    return evaluate(view, first.ffn.activation.output, known, unit.dtype)
+
+
+def _biased(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    y = _times(x, weight)
+    return y if bias is None else y + bias
+
+
 def _product(view: View, linear: Linear, product: Product, x: torch.Tensor, rounded: bool) -> torch.Tensor:
     y = F.linear(_read(view, linear, x, rounded), product.matrix().to(x.device, x.dtype))
     for kind, vector in product.steps:
@@ -85,11 +116,7 @@ def _read(view: View, linear: Linear, x: torch.Tensor, rounded: bool) -> torch.T
 
 
 def _norm(view: View, norm: Norm, x: torch.Tensor) -> torch.Tensor:
-    wide = x.float() if x.element_size() < 4 else x
-    if norm.kind == "layer":
-        wide = wide - wide.mean(-1, keepdim=True)
-    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-    return _apply(view, norm.gain, (unit * norm.scale).to(x.dtype), None)
+    return _apply(view, norm.gain, unit_norm(norm, x), None)
 
 
 def _linear(view: View, linear: Linear, x: torch.Tensor, rounded: bool) -> torch.Tensor:
