@@ -15,7 +15,16 @@ from fxfuse.report_file import check_report_place
 if TYPE_CHECKING:
     from fxfuse.planning.records import Plan
 
-__all__ = ["DESCRIPTION", "EPILOG = "exit codes: 0 written; 1 internal error; 2 bad arguments or input; 3 no group is within the budget"
+__all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
+
+HELP = "choose groups from an analysis"
+DESCRIPTION = (
+    "Choose which blocks to fuse from an analysis: show the front of loss against depth, or against the "
+    "latency that you measured, and write the groups of one point as a plan. Without --max-kl and --depth "
+    "that is the most fused point, with --latency the fastest, that keeps --min-sqnr in every group. With "
+    "--model and --data the plan is measured, and repaired where the prediction was wrong."
+)
+EPILOG = "exit codes: 0 written; 1 internal error; 2 bad arguments or input; 3 no group is within the budget"
 
 
 def add_arguments(found: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def match_plan(plan: Plan, found: Found, *, part: bool = False) -> list[tuple[Bl
             continue
         missing = [name for name in group.blocks if name not in pairs]
         if missing:
-            reason = _reason(found, missing)
+            reason = _reason(found, missing) or (": this graph is a part of the model" if part else "")
             raise InputError(
                 f"The plan fuses {span(group.blocks)}, but {missing[0]} is no block here{reason}."
             )
@@ -58,10 +58,12 @@ def _check_groups(plan: Plan) -> None:
     for group in plan.groups:
         for name in group.blocks:
             if name not in known:
-                near = nearest(name, known).rstrip("?")
-                raise InputError(f"The plan names {name}, which is no block of its model{near}.")
+                near = nearest(name, known) or ": correct the name."
+                raise InputError(f"The plan names {name}, which is no block of its model{near}")
         if len(group.blocks) < 2:
-            raise InputError(f"The plan has a group of {len(group.blocks)} blocks: give at least two.")
+            raise InputError(
+                f"The plan has a group of {len(group.blocks)}: name at least two blocks in each."
+            )
     counts = Counter(name for group in plan.groups for name in group.blocks)
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
