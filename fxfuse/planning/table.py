@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,8 @@ from fxfuse.table import columns, plain, text
 
 __all__ = ["draw_plan", "render_plan"]
 
+_PARTS = 16
+"""Lengths that are written one by one."""
 _MOST = 40
 """Points that are shown of a front; more are thinned evenly, the chosen one kept."""
 
@@ -63,7 +66,7 @@ def _front(front: Sequence[FrontPoint]) -> Table:
         figures += [_number(point.latency_ms)] if timed else []
         figures += [_number(point.predicted_kl)]
         figures += [_measured(point.kl, point.kl_error)] if measured else []
-        lengths = " | ".join("+".join(map(str, each)) for each in point.lengths)
+        lengths = " | ".join(map(_lengths, point.lengths))
         style = "bold" if point.chosen else "" if point.within else "dim"
         table.add_row(text(lengths), *figures, mark, style=style)
     return table
@@ -85,6 +88,14 @@ def _shown(front: Sequence[FrontPoint]) -> list[FrontPoint]:
         return list(front)
     places = {index * (len(front) - 1) // (_MOST - 1) for index in range(_MOST)}
     return [point for place, point in enumerate(front) if place in places or point.chosen]
+
+
+def _lengths(lengths: Sequence[int]) -> str:
+    """1+2+2, or of a long chain 30x1+10x2."""
+    if len(lengths) <= _PARTS:
+        return "+".join(map(str, lengths))
+    runs = [(length, len(list(same))) for length, same in itertools.groupby(lengths)]
+    return "+".join(f"{count}x{length}" if count > 1 else str(length) for length, count in runs)
 
 
 def _measured(kl: float | None, error: float | None) -> str:

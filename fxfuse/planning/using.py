@@ -48,7 +48,7 @@ def planned_groups(
 def plan_notes(plan: Plan, groups: Sequence[GroupReport], budget: Budget) -> list[str]:
     """What a user should know of groups that the plan asked for: its names, and losses over the budget."""
     planned = {name for group in plan.groups for name in group.blocks}
-    notes = ["the groups are those of the plan" + (f" made for {plan.model}" if plan.model else "")]
+    notes = ["the groups follow the plan" + (f" made for {plan.model}" if plan.model else "")]
     renamed = next((name for group in groups for name in group.blocks if name not in planned), None)
     if renamed is not None:
         notes.append(
