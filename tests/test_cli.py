@@ -21,10 +21,12 @@ import onnxruntime
 import pytest
 
 from fxfuse import cli
+from fxfuse.cli import entry
 from fxfuse.frontends import onnx_file
 from tests.small_onnx import save
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ", ".join(entry.COMMANDS)
 SCRIPTS = {
     "tool": [sys.executable, str(ROOT / "tools" / "onnx_fuse.py")],
     "module": [sys.executable, "-m", "fxfuse.cli", "fuse"],
@@ -288,11 +290,11 @@ def test_bad_arguments_return_their_code_and_help_prints(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "give a command: fuse, inspect, split"),
+        ([], f"give a command: {COMMANDS}"),
         (["m.onnx"], "give a command first, as in: fxfuse fuse m.onnx"),
         (["--force", "my model.onnx"], "give a command first, as in: fxfuse fuse --force 'my model.onnx'"),
         (["inspekt", "m.onnx"], "there is no command 'inspekt': did you mean inspect?"),
-        (["melt"], "there is no command 'melt': choose from fuse, inspect, split"),
+        (["melt"], f"there is no command 'melt': choose from {COMMANDS}"),
     ],
 )
 def test_a_command_is_asked_for(words, sentence, capsys):
@@ -300,7 +302,7 @@ def test_a_command_is_asked_for(words, sentence, capsys):
     assert capsys.readouterr().err == f"fxfuse: error: {sentence} (fxfuse --help lists the arguments)\n"
 
 
-@pytest.mark.parametrize("command", ["fuse", "inspect", "split"])
+@pytest.mark.parametrize("command", COMMANDS.split(", "))
 def test_every_command_has_help(command, capsys):
     assert cli.main(["--help"]) == 0
     assert command in capsys.readouterr().out
