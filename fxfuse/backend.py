@@ -14,7 +14,7 @@ from torch import fx
 
 from fxfuse.budget import Budget
 from fxfuse.compiled import Compiled, CompiledGraph
-from fxfuse.errors import FxfuseError
+from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.dynamo_graph import DynamoGraph
 from fxfuse.frontends.torch_graph import FusedGraph, size_of
 from fxfuse.inner import inner_backend
@@ -60,6 +60,11 @@ def backend(
     inner = given.pop("inner", "inductor")
     inner_options = given.pop("inner_options", None)
     plan = given.pop("plan", None)
+    if "recover" in given:
+        raise InputError(
+            "torch.compile offers no recovery, since its wide weights follow the model's parameters: use "
+            "fxfuse.fuse(model, example_inputs, recover=..., calibration=...), which returns a program."
+        )
     budget = Budget.of(given, also=_OWN_OPTIONS)
     planned = plan_for(plan, budget)
     compile_inner = inner_backend(inner, mode, inner_options)

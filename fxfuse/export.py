@@ -24,10 +24,11 @@ from fxfuse.passes.onnx.view import to_numpy
 from fxfuse.pipeline import Progress
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
+from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
 from fxfuse.sessions import Provider
 
-__all__ = ["export_onnx", "quiet_exporter"]
+__all__ = ["export_onnx", "export_program", "quiet_exporter"]
 
 AnyPath = str | os.PathLike[str]
 
@@ -41,6 +42,8 @@ def export_onnx(
     dynamic_shapes: Any = None,
     opset: int | None = None,
     plan: AnyPlan | None = None,
+    recover: Any = None,
+    calibration: Any = None,
     provider: Provider = "auto",
     force: bool = False,
     progress: Progress = lambda _: None,
@@ -58,6 +61,8 @@ def export_onnx(
         dynamic_shapes: As in `torch.export.export`.
         opset: ONNX opset version; the exporter's default when None.
         plan: A plan or its file; its groups are fused instead of those that the budget would choose.
+        recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
+        calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite `out_path`.
         progress: Called with a short text at every step.
@@ -67,7 +72,8 @@ def export_onnx(
         InputError: An option, the plan, the model's mode or the output's place cannot be used.
         VerificationError: The rewritten model does not compute what it should; nothing was written.
     """
-    plan_for(plan, Budget.of(budget, also=("plan",)))  # before anything that takes time
+    plan_for(plan, Budget.of(budget, also=("plan", "recover", "calibration")))  # before what takes time
+    recovery = recovery_for(recover, calibration)
     if model.training:
         raise InputError("The model is in training mode: call model.eval() before export_onnx.")
     out = Path(out_path)
@@ -80,6 +86,8 @@ def export_onnx(
             staging.path(out.name),
             inputs=[sample],
             plan=plan,
+            recover=recovery.options if recovery is not None else None,
+            calibration=recovery.calibration if recovery is not None else None,
             provider=provider,
             progress=progress,
             **budget,
@@ -88,6 +96,22 @@ def export_onnx(
             _copy_model(plain, staging.folder, out.name)
     report.model, report.output = type(model).__name__, str(out)
     return report
+
+
+def export_program(
+    program: torch.export.ExportedProgram, out_path: AnyPath, *, opset: int | None = None, force: bool = False
+) -> None:
+    """Write a program of torch.export, fused or not, as ONNX; the file appears whole or not at all.
+
+    Raises:
+        InputError: The output's place cannot be used.
+    """
+    out = Path(out_path)
+    with stage(out, force=force) as staging, quiet_exporter(), torch.no_grad():
+        made = torch.onnx.export(program, (), opset_version=opset, dynamo=True, verbose=False)
+        assert made is not None
+        large = sum(tensor.nbytes for tensor in program.state_dict.values()) > 1 << 30
+        made.save(str(staging.path(out.name)), external_data=large)
 
 
 def _export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Generic
 
 import torch
@@ -15,8 +16,10 @@ from fxfuse.meaning import Meaning
 from fxfuse.naming import span
 from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
 from fxfuse.passes.records import Block
-from fxfuse.passes.view import View
+from fxfuse.passes.view import View, root
+from fxfuse.passes.weights import Wide
 from fxfuse.planning.greedy import Group
+from fxfuse.recovery.records import Recovered
 from fxfuse.report import GroupReport
 
 __all__ = ["Judge", "compare_outputs"]
@@ -57,9 +60,32 @@ class Judge(Generic[Fused]):
             fused.append(x.double() + self._parallel(blocks, x, sample))
         return group_error([s[first.x] for s in self.states], [s[last.out] for s in self.states], fused)
 
-    def verify(self, fused: Fused, index: int, group: Group) -> GroupReport:
-        """Hold the wide FFN against the hand-written parallel sum in float64, on some of the tokens."""
-        first, meaning = group.blocks[0], Meaning(self.front.view, group.blocks)
+    def verify_all(
+        self, fused: Fused, groups: Sequence[Group], recovered: Recovered | None = None
+    ) -> list[GroupReport]:
+        """Reports on all groups; after a recovery, losses are of the streams that the fused model brings."""
+        if recovered is None:
+            return [self.verify(fused, index, group) for index, group in enumerate(groups)]
+        found = []
+        streams = self._streams(fused, groups)
+        told = zip(groups, recovered.wides, recovered.groups, streams, strict=True)
+        for index, (group, wide, own, starts) in enumerate(told):
+            report = self.verify(fused, index, group, wide)
+            loss = self.written_loss(fused, index, group, starts)
+            found.append(
+                replace(
+                    report, sqnr_db=loss.sqnr_db, cosine=loss.cosine, relative_error=loss.relative_error,
+                    recovery=own,
+                )
+            )  # fmt: skip
+        return found
+
+    def verify(self, fused: Fused, index: int, group: Group, corrected: Wide | None = None) -> GroupReport:
+        """Hold the wide FFN against what it should compute in float64, on some of the tokens.
+
+        That is the hand-written parallel sum, or the function of the `corrected` weights where there are any.
+        """
+        first, meaning = group.blocks[0], Meaning(self.front.view, group.blocks, corrected)
         dtype = getattr(torch, _coarsest(self.front.view, first))
         wide, plain, exact, typed, own = [], [], [], [], []
         finite = True
@@ -72,7 +98,8 @@ class Judge(Generic[Fused]):
             plain.append(rows(self._parallel(group.blocks, x, sample)))
             exact.append(meaning.written(rows(x), torch.float64))
             typed.append(meaning.computed(x, rows, dtype))
-            own.append(meaning.unfused(rows(x)) if meaning.requantised else exact[-1])
+            changed = meaning.requantised or meaning.recovered
+            own.append(meaning.unfused(rows(x)) if changed else exact[-1])
         target = torch.cat(exact)
         error = relative_error(torch.cat(wide), target)
         ideal = relative_error(torch.cat(typed), target)
@@ -94,14 +121,33 @@ class Judge(Generic[Fused]):
             total += self.front.branch(block, x, sample).double()
         return total
 
-    def written_loss(self, fused: Fused, index: int, group: Group) -> GroupError:
-        """The loss of a group as it was written: more than fusion's where weights were quantised again."""
+    def written_loss(
+        self, fused: Fused, index: int, group: Group, starts: Sequence[torch.Tensor] | None = None
+    ) -> GroupError:
+        """The loss of a group as it was written, which differs where weights were changed.
+
+        `starts` are the streams before it, one for each sample, where they are not the sequential model's.
+        """
         first, last = group.blocks[0], group.blocks[-1]
         ends = [
-            state[first.x].double() + self.front.fused_branch(fused, index, state[first.x], sample).double()
-            for sample, state in enumerate(self.states)
+            x.double() + self.front.fused_branch(fused, index, x, sample).double()
+            for sample, x in enumerate(starts or [state[first.x] for state in self.states])
         ]
         return group_error([s[first.x] for s in self.states], [s[last.out] for s in self.states], ends)
+
+    def _streams(self, fused: Fused, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+        """For every group, the streams before it with all groups before it fused, one for each sample."""
+        found = [[state[groups[0].blocks[0].x] for state in self.states]]
+        for index, (group, following) in enumerate(zip(groups, groups[1:], strict=False)):
+            last, wanted = group.blocks[-1].out, following.blocks[0].x
+            ends = [
+                (x + self.front.fused_branch(fused, index, x, sample)).to(x.dtype)
+                for sample, x in enumerate(found[-1])
+            ]
+            if root(self.front.view, wanted) != last:
+                ends = [self.front.onward(x, last, wanted, sample) for sample, x in enumerate(ends)]
+            found.append(ends)
+        return found
 
     def _check_moved(self, group: Group, difference: float, ideal: float) -> None:
         """Integers that were only moved give the same sums, but for the order of adding.

@@ -11,6 +11,7 @@ from fxfuse.passes.quantised.groups import stack
 from fxfuse.passes.quantised.objections import is_quantised, rounding
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
+from fxfuse.passes.weights import Wide
 
 __all__ = ["Meaning"]
 
@@ -20,12 +21,14 @@ class Meaning:
 
     quantised: any of its weights is; rounds: a runtime may round what its products read to 8 bits;
     requantised: |W' - W| / |W| of the gate and up weights that are quantised again, None where none is;
-    done: what becomes of quantised weights, in words.
+    done: what becomes of quantised weights, in words; recovered: corrected weights, `wide`, are written.
     """
 
-    def __init__(self, view: View, blocks: Sequence[Block]) -> None:
+    def __init__(self, view: View, blocks: Sequence[Block], wide: Wide | None = None) -> None:
         self.view = view
         self.blocks = blocks
+        self._wide = wide
+        self.recovered = wide is not None
         linears = [
             each for block in blocks for each in (block.ffn.gate, block.ffn.up, block.ffn.down) if each
         ]
@@ -40,7 +43,9 @@ class Meaning:
         return reference.parallel(self.view, self.blocks, x, torch.float64)
 
     def written(self, x: torch.Tensor, dtype: torch.dtype, *, rounded: bool = False) -> torch.Tensor:
-        """The sum as it is written: the same, but for weights that were quantised again."""
+        """The sum as it is written: the same, but for weights that were quantised again or recovered."""
+        if self._wide is not None:
+            return reference.stacked(self.view, self.blocks[0], self._wide, x, dtype)
         if self._group is not None and self.requantised is not None:
             return reference.wide(self.view, self.blocks, self._group, x, dtype, rounded=rounded)
         return reference.parallel(self.view, self.blocks, x, dtype, rounded=rounded)

@@ -28,6 +28,7 @@ from fxfuse.pipeline import Progress
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
+from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
 
@@ -42,6 +43,8 @@ def fuse_onnx(
     *,
     inputs: Sequence[AnyPath] | Sequence[Mapping[str, np.ndarray[Any, Any]]] | None = None,
     plan: AnyPlan | None = None,
+    recover: Any = None,
+    calibration: Any = None,
     provider: Provider = "auto",
     force: bool = False,
     dry_run: bool = False,
@@ -57,6 +60,8 @@ def fuse_onnx(
         inputs: Samples to measure on, as .npz files or as dicts of arrays; drawn from `seed` by default.
         plan: A plan or its file; its groups are fused instead of those that the budget would choose, and the
             bodies of If, Loop and Scan nodes are left as they are.
+        recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
+        calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite the output, or the input.
         dry_run: Do everything but put the output in its place.
@@ -77,8 +82,9 @@ def fuse_onnx(
     try:
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, plan, provider, force, dry_run, clock, report, budget
-            )
+                Path(model_path), out_path, inputs, plan, (recover, calibration), provider, force, dry_run,
+                clock, report, budget,
+            )  # fmt: skip
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__
         report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
@@ -93,6 +99,7 @@ def _fuse_onnx(
     out_path: AnyPath | None,
     inputs: Sequence[Any] | None,
     plan: AnyPlan | None,
+    wish: tuple[Any, Any],
     provider: Provider,
     force: bool,
     dry_run: bool,
@@ -100,11 +107,13 @@ def _fuse_onnx(
     report: Report,
     budget: Mapping[str, Any],
 ) -> Report:
-    bounds = Budget.of(budget, also=("plan",))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration"))
     planned = plan_for(plan, bounds)
+    recovery = recovery_for(*wish)
     out = Path(out_path) if out_path is not None else default_output(path)
     progress("reading the model")
     model, folder = load_model(path)
+    recovery = recovery.checked(vocab_size(model)) if recovery is not None else None
     samples = _samples(model, inputs, bounds.seed, report)
     sources = [path, *data_files(model, folder)]
     with _workspace(out, sources, force, dry_run) as workspace:
@@ -118,7 +127,7 @@ def _fuse_onnx(
             inside.model, inside.folder, samples, workspace, out.name, provider, reference=inside.reference
         )
         report.notes += front.notes
-        fused = run_pipeline(front, bounds, report, progress, planned)
+        fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery)
         inside.tell(report)
         report.before = _size(model, path, folder, report.ffn_blocks)
         if fused is None and inside.path is None:

@@ -18,6 +18,7 @@ from fxfuse.planning.greedy import choose_groups, split_group, split_worst
 from fxfuse.planning.matching import match_plan
 from fxfuse.planning.records import Plan
 from fxfuse.planning.using import plan_notes, planned_groups
+from fxfuse.recovery.using import Recovery
 from fxfuse.report import GroupReport, Report
 from fxfuse.versions import versions
 
@@ -33,11 +34,12 @@ def fuse(
     progress: Progress = lambda _: None,
     plan: Plan | None = None,
     part: bool = False,
+    recovery: Recovery | None = None,
 ) -> Fused | None:
     """Fuse what is legal and within `budget`; fills `report`; None when nothing was fused.
 
     With a plan its groups are fused, whatever each loses: only max_kl still holds. `part`: the graph may be
-    a part of the plan's model.
+    a part of the plan's model. With `recovery` the weights of the groups are corrected on its data.
 
     Raises:
         VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
@@ -47,7 +49,7 @@ def fuse(
     started = time.perf_counter()
     report.versions = versions()
     try:
-        return _fuse(front, budget, report, progress, plan, part)
+        return _fuse(front, budget, report, progress, plan, part, recovery)
     except FxfuseError as error:
         report.error = str(error)
         report.groups = []
@@ -57,7 +59,13 @@ def fuse(
 
 
 def _fuse(
-    front: FrontEnd[Fused], budget: Budget, report: Report, progress: Progress, plan: Plan | None, part: bool
+    front: FrontEnd[Fused],
+    budget: Budget,
+    report: Report,
+    progress: Progress,
+    plan: Plan | None,
+    part: bool,
+    recovery: Recovery | None,
 ) -> Fused | None:
     progress("finding chains")
     found = find_chains(front.view, requantize=budget.requantize)
@@ -76,10 +84,12 @@ def _fuse(
         budget = replace(budget, min_sqnr=None)  # what the plan asks for is not cut
     report.misses += misses
     while groups:
+        blocks = [group.blocks for group in groups]
+        recovered = recovery(front, blocks, progress) if recovery is not None else None
         progress("writing the wide FFNs")
-        fused = front.apply([group.blocks for group in groups])
+        fused = front.apply(blocks, recovered.wides if recovered is not None else None)
         progress("verifying")
-        report.groups = [judge.verify(fused, index, group) for index, group in enumerate(groups)]
+        report.groups = judge.verify_all(fused, groups, recovered)
         poor = _over_budget(report.groups, budget)
         if poor is not None:
             kept = f"keeps {report.groups[poor].sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
@@ -90,6 +100,7 @@ def _fuse(
         report.end_to_end = asdict(total) if total else {}
         if budget.max_kl is None or total is None or (total.kl or 0.0) <= budget.max_kl:
             report.notes += plan_notes(plan, report.groups, asked) if plan is not None else []
+            report.notes += recovered.notes if recovered is not None else []
             return fused
         reason = f"the logits' KL of {total.kl:.3g} nats is over the budget of {budget.max_kl:g}"
         report.misses += split_worst(groups, budget, judge.loss, reason)

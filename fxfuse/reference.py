@@ -75,7 +75,7 @@ def wide(
 @torch.no_grad()
 def stacked(view: View, first: Block, weights: Wide, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What wide weights of any origin compute of x [..., hidden], in `dtype`; `first` lends norm and act."""
-    weights = Wide(**{name: tensor.to(x.device, dtype) for name, tensor in weights.tensors().items()})
+    weights = weights.map(lambda tensor: tensor.to(x.device, dtype))
     inner = activated(view, first, weights, unit_norm(first.norm, x.to(dtype)))
     return _biased(inner, weights.down, weights.down_bias)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxfuse.passes.records import Block, Found, Miss
+
+if TYPE_CHECKING:
+    from fxfuse.recovery.records import GroupRecovery  # which waits for torch
 
 __all__ = ["BlockReport", "ChainReport", "GroupReport", "Size", "Report"]
 
@@ -44,7 +47,8 @@ class GroupReport:
 
     quantised: what was done with quantised weights, None where there are none. requantisation_error:
     |W' - W| / |W| of those that were quantised again; the loss is then of what was written, the rewrite error
-    that against W'.
+    that against W'. recovery: what was tried on calibration data, None where nothing was; the loss is then of
+    what was written too, with the groups before it fused.
     """
 
     blocks: tuple[str, ...]
@@ -56,6 +60,7 @@ class GroupReport:
     rounding_error: float
     quantised: str | None = None
     requantisation_error: float | None = None
+    recovery: GroupRecovery | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx
@@ -15,10 +15,14 @@ from fxfuse.budget import Budget
 from fxfuse.errors import InputError
 from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.torch_graph import TorchGraph, size_of
+from fxfuse.frontends.torch_inputs import embedding_rows
+from fxfuse.frontends.torch_model import export_module
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
+from fxfuse.progress import Progress, silent
+from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
 
 __all__ = ["fuse"]
@@ -28,40 +32,59 @@ log = logging.getLogger("fxfuse")
 Graph = TypeVar("Graph", fx.GraphModule, ExportedProgram)
 
 
+@overload
+def fuse(graph: Graph, example_inputs: Sequence[Any], **options: Any) -> tuple[Graph, Report]: ...
+
+
+@overload
 def fuse(
-    graph: Graph, example_inputs: Sequence[Any], *, plan: AnyPlan | None = None, **budget: Any
-) -> tuple[Graph, Report]:
+    graph: torch.nn.Module, example_inputs: Sequence[Any], **options: Any
+) -> tuple[ExportedProgram, Report]: ...
+
+
+def fuse(
+    graph: Any,
+    example_inputs: Sequence[Any],
+    *,
+    plan: AnyPlan | None = None,
+    recover: Any = None,
+    calibration: Any = None,
+    progress: Progress = silent,
+    **budget: Any,
+) -> tuple[Any, Report]:
     """Fuse the FFN chains of a torch graph, measured on `example_inputs`.
 
     Args:
-        graph: A GraphModule (symbolic_trace, dynamo, `ExportedProgram.module()`) or an ExportedProgram.
+        graph: A GraphModule (symbolic_trace, dynamo, `ExportedProgram.module()`), an ExportedProgram, or a
+            module, which is exported with batch and sequence left open.
         example_inputs: The positional arguments of the graph, real tensors.
         plan: A plan or its file; its groups are fused instead of those that the budget would choose.
+        recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
+        calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
+        progress: Called with a short text at every step.
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
     Returns:
-        A rewritten copy of the same kind (the graph itself where nothing was fused), and the report.
+        A rewritten copy of the same kind (the graph itself where nothing was fused), a program for a module,
+        and the report.
 
     Raises:
         InputError: An option or the inputs make no sense, the model gives NaN on them, or the plan is not for
             this model.
         VerificationError: The rewritten graph does not compute what it should.
     """
-    bounds = Budget.of(budget, also=("plan",))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "progress"))
     planned = plan_for(plan, bounds)
+    recovery = recovery_for(recover, calibration)
     if not isinstance(example_inputs, (list, tuple)):
         raise InputError("example_inputs must be a tuple or list of the graph's positional arguments.")
     report = Report(model=type(graph).__name__)
-    if isinstance(graph, ExportedProgram):
-        front: TorchGraph = ExportedGraph(graph, example_inputs)
-    elif isinstance(graph, fx.GraphModule):
-        _with_shapes(graph, example_inputs)
-        front = TorchGraph(graph, example_inputs, _weight_inputs(graph, example_inputs))
-    else:
-        raise InputError(
-            f"fuse takes a torch.fx GraphModule or an ExportedProgram, not {type(graph).__name__}."
-        )
-    fused = run_pipeline(front, bounds, report, plan=planned)
+    if isinstance(graph, torch.nn.Module) and not isinstance(graph, fx.GraphModule):
+        graph = export_module(graph, {str(place): each for place, each in enumerate(example_inputs)})
+    front = _front(graph, example_inputs)
+    if recovery is not None:
+        recovery = recovery.checked(embedding_rows(front))
+    fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery)
     report.misses += misses_inside(front.view)
     report.before = size_of(front.module, front.weights, report.ffn_blocks)
     if fused is None:
@@ -69,8 +92,16 @@ def fuse(
         return graph, report
     report.after = size_of(fused.module, {**fused.view.weights, **fused.added}, report.ffn_blocks_left)
     log.info("%s", report.summary())
-    result = front.finish(fused) if isinstance(front, ExportedGraph) else fused.module
-    return cast(Graph, result), report
+    return front.finish(fused) if isinstance(front, ExportedGraph) else fused.module, report
+
+
+def _front(graph: Any, example_inputs: Sequence[Any]) -> TorchGraph:
+    if isinstance(graph, ExportedProgram):
+        return ExportedGraph(graph, example_inputs)
+    if isinstance(graph, fx.GraphModule):
+        _with_shapes(graph, example_inputs)
+        return TorchGraph(graph, example_inputs, _weight_inputs(graph, example_inputs))
+    raise InputError(f"fuse takes a module, a GraphModule or an ExportedProgram, not {type(graph).__name__}.")
 
 
 def _with_shapes(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> None:

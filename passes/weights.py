@@ -12,7 +12,7 @@ stacked by rows, down by columns, down biases summed. Folding is done in float64
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,7 +23,7 @@ from fxfuse.passes.folding import Fold, write
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
-__all__ = ["Wide", "affine", "down_bias", "widen", "refill", "sources", "unread"]
+__all__ = ["Wide", "affine", "down_bias", "typed", "widen", "refill", "sources", "unread"]
 
 _SLICE = (
     1 << 18
@@ -49,6 +49,10 @@ class Wide:
         pairs = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {name: tensor for name, tensor in pairs if tensor is not None}
 
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Wide:
+        """The same with `change` of every tensor there is."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
 
 def widen(view: View, blocks: Sequence[Block], allocate: Callable[..., torch.Tensor] = torch.empty) -> Wide:
     """The wide FFN of `blocks`, in the type and on the device of their weights.
@@ -70,6 +74,20 @@ def widen(view: View, blocks: Sequence[Block], allocate: Callable[..., torch.Ten
     )
     refill(view, blocks, wide)
     return wide
+
+
+@torch.no_grad()
+def typed(
+    view: View, blocks: Sequence[Block], wide: Wide, allocate: Callable[..., torch.Tensor] = torch.empty
+) -> Wide:
+    """Wide weights of any origin, rounded to the type and brought to the device of the blocks' own."""
+    first = constant(view, blocks[0].ffn.down.weight, None)
+    like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        return allocate(*tensor.shape, **like).copy_(tensor) if tensor.dim() == 2 else tensor.to(**like)
+
+    return wide.map(placed)
 
 
 @torch.no_grad()

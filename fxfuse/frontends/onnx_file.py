@@ -38,7 +38,7 @@ from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
 from fxfuse.passes.quantised.groups import stack
 from fxfuse.passes.quantised.objections import is_quantised
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.weights import unread, widen
+from fxfuse.passes.weights import Wide, typed, unread, widen
 from fxfuse.sessions import Provider
 
 __all__ = ["OnnxFile", "FusedFile", "depth", "vocab_size"]
@@ -143,24 +143,34 @@ class OnnxFile:
         """See `FrontEnd.branch`."""
         return self._runs.branch(block, x, sample)
 
-    def apply(self, groups: Sequence[Sequence[Block]]) -> FusedFile:
+    def onward(self, x: torch.Tensor, start: Value, stop: Value, sample: int) -> torch.Tensor:
+        """See `FrontEnd.onward`."""
+        return self._runs.between(self.samples[sample], [str(stop)], {start: x})[0]
+
+    def apply(
+        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None
+    ) -> FusedFile:
         """See `FrontEnd.apply`."""
         with DataFile(self.workspace / f"{self.name}.data") as data:
-            return self._apply(groups, data)
+            return self._apply(groups, wides or [None] * len(groups), data)
 
-    def _apply(self, groups: Sequence[Sequence[Block]], data: DataFile) -> FusedFile:
+    def _apply(
+        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None], data: DataFile
+    ) -> FusedFile:
         view = self._view()
         stored = {t.name: t for t in self.model.graph.initializer if _is_external(t) and size(t) >= _LARGE}
         data.begin([stored[str(name)] for name in unread(view, groups, stored)], self.folder)
         writers, names = [], []
         earlier, _ = read_provenance(self.model)
-        for index, group in enumerate(groups, max(self._first, next_number(self.model.graph))):
+        room = functools.partial(_room, data)
+        first = max(self._first, next_number(self.model.graph))
+        for index, (group, corrected) in enumerate(zip(groups, wides, strict=True), first):
             prefix = f"fxfuse.{index}"
             if any(is_quantised(view, block) for block in group):
                 writer = rewrite_quantised(view, group, stack(view, group), prefix)
             else:
-                wide = widen(view, group, functools.partial(_room, data)).tensors()
-                arrays = {name: _as_array(tensor) for name, tensor in wide.items()}
+                own = widen(view, group, room) if corrected is None else typed(view, group, corrected, room)
+                arrays = {name: _as_array(tensor) for name, tensor in own.tensors().items()}
                 writer = rewrite_group(view, group, arrays, prefix)
             for constant in writer.constants:
                 constant.values = data.keep(constant.values)
@@ -170,7 +180,10 @@ class OnnxFile:
         marks = [", ".join(block.name for block in group) for group in groups]
         store = lambda constant: data.refer(constant.name, constant.values)  # noqa: E731
         model = contract(splice(self.model, view, writers, marks, store), self._expanded)
-        written = [group_of(view, g, writer.weights) for g, writer in zip(groups, writers, strict=True)]
+        written = [
+            group_of(view, group, writer.weights, recovered=wide is not None)
+            for group, writer, wide in zip(groups, writers, wides, strict=True)
+        ]
         record(model, [*earlier, *written], __version__)
         if any(role.endswith("bias") for writer in writers for role in writer.weights):
             free_reserved(model)

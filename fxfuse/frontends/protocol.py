@@ -9,6 +9,7 @@ import torch
 
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import View
+from fxfuse.passes.weights import Wide
 
 __all__ = ["Batch", "FrontEnd", "Fused", "Runnable", "Sample"]
 
@@ -59,8 +60,11 @@ class FrontEnd(Protocol[Fused]):
     def branch(self, block: Block, x: torch.Tensor, sample: Sample) -> torch.Tensor:
         """The block's own branch in the runtime, on another stream than its own."""
 
-    def apply(self, groups: Sequence[Sequence[Block]]) -> Fused:
-        """A copy of the graph with every group rewritten."""
+    def apply(self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None) -> Fused:
+        """A copy of the graph with every group rewritten, with weights of its own where `wides` has some."""
+
+    def onward(self, x: torch.Tensor, start: Value, stop: Value, sample: Sample) -> torch.Tensor:
+        """The value `stop` in the runtime, where `start` holds x."""
 
     def fused_branch(self, fused: Fused, index: int, x: torch.Tensor, sample: Sample) -> torch.Tensor:
         """The wide branch of group `index` in the runtime."""

@@ -23,7 +23,7 @@ from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import Op, is_constant, root, strip
-from fxfuse.passes.weights import Wide, widen
+from fxfuse.passes.weights import Wide, typed, widen
 from fxfuse.report import Size
 
 __all__ = ["TorchGraph", "FusedGraph", "depth", "first_call", "size_of"]
@@ -138,15 +138,24 @@ class TorchGraph:
         with torch.no_grad():
             return evaluate(self.view, block.branch, {inner: value}, value.dtype)
 
-    def apply(self, groups: Sequence[Sequence[Block]]) -> FusedGraph:
+    def onward(self, x: torch.Tensor, start: Value, stop: Value, sample: int) -> torch.Tensor:
+        """See `FrontEnd.onward`."""
+        known = self._known(self.module) | dict.fromkeys(self._same(start), x)
+        with _quiet_run():
+            return compute(self.module, [stop], known, self.view.writes)[stop]  # type: ignore[index, list-item, no-any-return]
+
+    def apply(
+        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None
+    ) -> FusedGraph:
         """See `FrontEnd.apply`."""
         module, weights = self._copy()
         view = FxView(module, weights)
         blocks = {block.name: block for chain in find_chains(view).chains for block in chain.blocks}
         fused = FusedGraph(module, view, [], {})
-        for index, group in enumerate(groups):
+        given = wides or [None] * len(groups)
+        for index, (group, corrected) in enumerate(zip(groups, given, strict=True)):
             own = [blocks[block.name] for block in group]
-            wide = widen(view, own)
+            wide = widen(view, own) if corrected is None else typed(view, own, corrected)
             nodes = self.attach(fused, wide, index)
             fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
         remove_unread(

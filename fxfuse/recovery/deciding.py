@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from fxfuse.passes.records import Value
 from fxfuse.passes.weights import Wide
 from fxfuse.progress import Progress
 from fxfuse.recovery.ffn import WideFfn
-from fxfuse.recovery.judging import Candidate
+from fxfuse.recovery.judging import Candidate, is_sure
 from fxfuse.recovery.streams import Stream
 
 __all__ = ["Decision", "Judgement", "lower", "total_kl"]
@@ -68,8 +67,6 @@ def total_kl(stream: Stream, index: int, logits: Value, ffn: WideFfn, wide: Wide
 
 
 def lower(one: Divergence, other: Divergence) -> bool:
-    """Whether `one` is below `other` by more than a standard error of their difference over windows."""
-    if not (math.isfinite(one.kl) and one.kl < other.kl):
-        return False
+    """Whether `one` is surely below `other`, window by window."""
     gains = torch.tensor(other.windows, dtype=torch.float64) - torch.tensor(one.windows, dtype=torch.float64)
-    return len(gains) < 2 or float(gains.mean()) > float(gains.std() / len(gains) ** 0.5)
+    return one.kl < other.kl and is_sure(gains)

@@ -6,6 +6,7 @@ update(x) = D act(G n(x) + b, U n(x) + c) + d         n: the group's norm withou
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
@@ -54,11 +55,10 @@ def pieces(rows: torch.Tensor, wide: Wide) -> Iterator[torch.Tensor]:
 
 def rounded(wide: Wide, dtype: torch.dtype) -> Wide:
     """The weights as they are written: rounded to `dtype` once, held in float32."""
-    return Wide(**{name: tensor.to(dtype).float() for name, tensor in wide.tensors().items()})
+    return wide.map(lambda tensor: tensor.to(dtype).float())
 
 
 def rows_of(wide: Wide, rows: slice) -> Wide:
     """The part of a wide FFN that one of its blocks is, without the down bias."""
-    given = wide.tensors()
-    first = {name: tensor[rows] for name, tensor in given.items() if not name.startswith("down")}
-    return Wide(**first, down=wide.down[:, rows])
+    first = replace(wide, down=wide.down.T, down_bias=None).map(lambda tensor: tensor[rows])
+    return replace(first, down=first.down.T)

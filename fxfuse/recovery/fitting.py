@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -90,4 +91,6 @@ class Fitting:
             wide = make(penalty)
             if wide is None or not all(bool(each.isfinite().all()) for each in wide.tensors().values()):
                 continue
-            yield self.candidate(name, wide, penalty)
+            found = self.candidate(name, wide, penalty)
+            if math.isfinite(found.errors.mean):
+                yield found

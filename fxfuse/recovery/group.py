@@ -5,8 +5,11 @@ naive  ->  g'  ->  h  ->  distilled         a step that does not win on held-out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+from fxfuse.errors import InputError
+from fxfuse.naming import span
 from fxfuse.passes.weights import Wide
 from fxfuse.recovery.fitting import Fitting
 from fxfuse.recovery.judging import Candidate
@@ -19,6 +22,11 @@ __all__ = ["as_trial", "candidates", "winners"]
 def candidates(fitting: Fitting, wide: Wide) -> list[Candidate]:
     """All that was tried, the naive form first; `wide` holds the naive weights before they are rounded."""
     best = fitting.candidate("naive", wide)
+    if not math.isfinite(best.errors.mean):
+        names = span([block.name for block in fitting.fit.blocks])
+        raise InputError(
+            f"The blocks {names} side by side give NaN or infinity on the calibration data: leave them out."
+        )
     found = [best]
     steps: list[Callable[[Candidate], Candidate | None]] = [
         lambda start: fitting.inputs(start, wide),
@@ -44,5 +52,5 @@ def winners(found: Sequence[Candidate]) -> list[Candidate]:
 
 def as_trial(candidate: Candidate, naive: Candidate) -> Trial:
     """The figures of a candidate, without its weights."""
-    margin = float("nan") if candidate is naive else candidate.errors.margin(naive.errors)
+    margin = None if candidate is naive else candidate.errors.margin(naive.errors)
     return Trial(candidate.name, candidate.penalty, candidate.errors.mean, margin)

@@ -31,8 +31,8 @@ def distill_group(fitting: Fitting, start: Candidate) -> Candidate:
     """The best that the steps found, which is `start` where none did better on the held-out tokens."""
     options, best = fitting.options, start
     with torch.enable_grad():
-        parameters = {name: tensor.clone().requires_grad_() for name, tensor in start.wide.tensors().items()}
-        wide, optimizer = Wide(**parameters), _optimizer(parameters, options)
+        wide = start.wide.map(lambda tensor: tensor.clone().requires_grad_())
+        optimizer = _optimizer(wide, options)
         draw = _Draw(fitting.fit, options)
         for step in track(range(1, options.steps + 1), "distilling a group", fitting.progress):
             _set_rate(optimizer, step, options)
@@ -41,7 +41,7 @@ def distill_group(fitting: Fitting, start: Candidate) -> Candidate:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step % options.check_every == 0 or step == options.steps:
-                best = min(best, _look(fitting, parameters), key=lambda each: each.errors.mean)
+                best = min(best, _look(fitting, wide), key=lambda each: each.errors.mean)
     return best
 
 
@@ -50,10 +50,10 @@ def _loss(ffn: WideFfn, wide: Wide, given: Tokens) -> torch.Tensor:
     return (wrong.square().sum(-1) * given.weight).mean()
 
 
-def _optimizer(parameters: dict[str, torch.Tensor], options: RecoveryOptions) -> torch.optim.Adam:
+def _optimizer(wide: Wide, options: RecoveryOptions) -> torch.optim.Adam:
     groups = [
         {"params": [tensor], "lr": 0.0, "peak": options.rate * float(tensor.detach().square().mean().sqrt())}
-        for tensor in parameters.values()
+        for tensor in wide.tensors().values()
     ]
     return torch.optim.Adam(groups, betas=(0.9, 0.99))
 
@@ -65,9 +65,9 @@ def _set_rate(optimizer: torch.optim.Adam, step: int, options: RecoveryOptions) 
         group["lr"] = share * group["peak"]
 
 
-def _look(fitting: Fitting, parameters: dict[str, torch.Tensor]) -> Candidate:
+def _look(fitting: Fitting, wide: Wide) -> Candidate:
     with torch.no_grad():
-        return fitting.candidate("distilled", Wide(**{n: t.detach().clone() for n, t in parameters.items()}))
+        return fitting.candidate("distilled", wide.map(lambda tensor: tensor.detach().clone()))
 
 
 class _Draw:

@@ -94,13 +94,13 @@ class Trial:
 
     name: "naive", "g'", "h", "g' + h" or "distilled"; penalty: the lambda chosen for its last step.
     error: mean over held-out tokens of |x_n(fused) - x_n|^2 / |x_n|^2. margin: the standard error of its
-    difference from the naive form's, NaN for that one.
+    difference from the naive form's, None for that one.
     """
 
     name: str
     penalty: float | None
     error: float
-    margin: float
+    margin: float | None
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,7 @@ def _unrounded(front: Runnable, blocks: Group) -> Wide:
     def allocate(rows: int, columns: int, *, dtype: torch.dtype, device: Any) -> torch.Tensor:
         return torch.empty(rows, columns, dtype=torch.float32, device=device)
 
-    wide = widen(front.view, blocks, allocate)
-    return Wide(**{name: tensor.float() for name, tensor in wide.tensors().items()})
+    return widen(front.view, blocks, allocate).map(torch.Tensor.float)
 
 
 def _keep_only_gains(found: Recovered) -> None:

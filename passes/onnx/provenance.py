@@ -7,6 +7,9 @@
 `rows` are those of gate and up and of their biases, seen as [out, in]; down has them as columns. Of down
 biases the model holds the sum alone, so each block has its own here as "down_bias": float32, little-endian,
 base64. So the concatenation can be undone; the gains were folded into gate and up and stay there.
+
+A group whose weights were then corrected on data has "recovered": true, and the format is 2: it is not the
+concatenation of its blocks any more, and cannot be undone.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ __all__ = ["KEY", "WideGroup", "group_of", "next_number", "read_provenance", "re
 
 KEY = "fxfuse"
 FORMAT = 1
+FORMAT_RECOVERED = 2
+"""Of a record with recovered groups, which a reader that knows only format 1 must not split."""
 _NUMBERED = re.compile(r"fxfuse\.(\d+)/")
 
 
@@ -38,22 +43,26 @@ _NUMBERED = re.compile(r"fxfuse\.(\d+)/")
 class WideGroup:
     """One wide FFN: its blocks in order, the rows [start, stop) of each, and its weights' names by role.
 
-    `down_biases` [hidden], one for each block, where there is a down bias.
+    `down_biases` [hidden], one for each block, where there is a down bias. `recovered`: the weights were
+    corrected afterwards, so they are not the blocks' own.
     """
 
     blocks: tuple[str, ...]
     rows: tuple[tuple[int, int], ...]
     weights: Mapping[str, str]
     down_biases: tuple[np.ndarray[Any, Any], ...] = ()
+    recovered: bool = False
 
 
-def group_of(view: View, blocks: Sequence[Block], weights: Mapping[str, str]) -> WideGroup:
+def group_of(
+    view: View, blocks: Sequence[Block], weights: Mapping[str, str], *, recovered: bool = False
+) -> WideGroup:
     """What to record of `blocks` of `view`, whose wide weights are stored under these names."""
     stops = list(accumulate(block.intermediate_size for block in blocks))
     rows = tuple(zip([0, *stops[:-1]], stops, strict=True))
     biased = blocks if "down_bias" in weights else ()
     biases = tuple(down_bias(view, block).float().numpy() for block in biased)
-    return WideGroup(tuple(block.name for block in blocks), rows, dict(weights), biases)
+    return WideGroup(tuple(block.name for block in blocks), rows, dict(weights), biases, recovered)
 
 
 def read_provenance(model: onnx.ModelProto) -> tuple[list[WideGroup], list[str]]:
@@ -91,7 +100,8 @@ def record(model: onnx.ModelProto, groups: Sequence[WideGroup], version: str) ->
     del model.metadata_props[:]
     model.metadata_props.extend(others)
     if groups:
-        whole = {"format": FORMAT, "fxfuse": version, "groups": [_plain(group) for group in groups]}
+        number = FORMAT_RECOVERED if any(group.recovered for group in groups) else FORMAT
+        whole = {"format": number, "fxfuse": version, "groups": [_plain(group) for group in groups]}
         model.metadata_props.add(key=KEY, value=json.dumps(whole))
 
 
@@ -101,22 +111,27 @@ def _plain(group: WideGroup) -> dict[str, Any]:
     ]
     for block, bias in zip(blocks, group.down_biases, strict=False):
         block["down_bias"] = base64.b64encode(bias.astype("<f4").tobytes()).decode()
-    return {"blocks": blocks, "weights": dict(group.weights)}
+    told = {"recovered": True} if group.recovered else {}
+    return {"blocks": blocks, "weights": dict(group.weights), **told}
 
 
 def _parse(whole: Any) -> list[WideGroup]:
-    if whole["format"] != FORMAT:
-        raise ValueError(f"its format is {whole['format']!r}, and this version reads {FORMAT}")
-    return [_group(group["blocks"], group["weights"]) for group in whole["groups"]]
+    if whole["format"] not in (FORMAT, FORMAT_RECOVERED):
+        known = f"{FORMAT} and {FORMAT_RECOVERED}"
+        raise ValueError(f"its format is {whole['format']!r}, and this version reads {known}")
+    return [
+        _group(group["blocks"], group["weights"], bool(group.get("recovered"))) for group in whole["groups"]
+    ]
 
 
-def _group(blocks: Sequence[Any], weights: Mapping[Any, Any]) -> WideGroup:
+def _group(blocks: Sequence[Any], weights: Mapping[Any, Any], recovered: bool) -> WideGroup:
     biased = blocks if "down_bias" in weights else ()
     return WideGroup(
         tuple(str(block["name"]) for block in blocks),
         tuple((int(block["rows"][0]), int(block["rows"][1])) for block in blocks),
         {str(role): str(name) for role, name in weights.items()},
         tuple(np.frombuffer(base64.b64decode(block["down_bias"]), "<f4") for block in biased),
+        recovered,
     )
 
 

@@ -41,7 +41,12 @@ class Slice:
 
 
 def objection(block: Block, group: WideGroup) -> str | None:
-    """Why the wide FFN `block` is not the one that `group` records; None if it is."""
+    """Why the wide FFN `block` is not the one that `group` records, or not to be split; None if it is."""
+    if group.recovered:
+        return (
+            "its weights were corrected on calibration data (--recover), so they are not its blocks' own any "
+            "more: fuse the original model instead"
+        )
     for role in _ROLES:
         linear = getattr(block.ffn, role)
         stored, read = group.weights.get(role), linear.weight if linear is not None else None
