@@ -23,9 +23,9 @@ __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
 HELP = "teach a changed torch model the logits of the original"
 DESCRIPTION = (
     "Train STUDENT to give the logits that TEACHER gives (their KL divergence for every token), judge it on "
-    "held-out windows before and after, and write it. Both are .pt2 files of torch.export, or module:function "
-    "for a Python function without arguments that returns a torch model and a tuple of its example inputs. A "
-    "run that was killed goes on with --resume."
+    "held-out windows before and after, and write it. Both are .pt2 files of torch.export, or "
+    "module:function for a Python function without arguments that returns a torch model and a tuple of its "
+    "example inputs. A run that was killed goes on with --resume."
 )
 EPILOG = (
     "exit codes: 0 written; 1 the loss is not finite; 2 bad arguments or input; 3 nothing written, as the "

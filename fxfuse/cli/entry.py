@@ -23,7 +23,15 @@ from fxfuse.signals import Terminated, terminable
 
 __all__ = ["explain", "main", "parser"]
 
-COMMANDS = {"distill": distill, "analyze": analyze, "fuse": fuse, "inspect": inspect, "page": page, "plan": plan, "split": split}
+COMMANDS = {
+    "distill": distill,
+    "analyze": analyze,
+    "fuse": fuse,
+    "inspect": inspect,
+    "page": page,
+    "plan": plan,
+    "split": split,
+}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,11 +86,10 @@ def distill(
     options = Recipe.of(recipe)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise InputError(f"every must be a whole number of steps above 0, not {every!r}.")
-    begun = time.monotonic()
     calibration = _read(data, options)
     windows = Windows(calibration.fit, options.batch_size, options.seed)
     master, learner = Subject(teacher, "teacher"), Student(student, options.trainable)
-    classes = min(_vocabulary(each, calibration) for each in (master, learner))
+    _, classes = (_vocabulary(each, calibration) for each in (master, learner))
     checkpoints = Checkpoints(folder)
     made_of = fingerprint(learner, master, calibration.fit, calibration.held_out, options)
     saved = checkpoints.read(made_of, resume)
@@ -103,12 +101,12 @@ def distill(
         except KeyboardInterrupt as error:
             error.args = (_stopped(run, checkpoints, made_of),)
             raise
+        finally:
+            checkpoints.tidy()
     model = student if run.best is None else write_back(student, run.best)
     notes = (*calibration.notes, *run.notes())
-    seconds = run.seconds if saved else time.monotonic() - begun
-    return Distilled(
-        model, run.first, run.end, options.steps, seconds, saved["step"] if saved else None, notes
-    )
+    resumed_at = saved["step"] if saved else None
+    return Distilled(model, run.first, run.end, options.steps, run.seconds, resumed_at, notes)
 
 
 def _read(data: Any, recipe: Recipe) -> Calibration:
@@ -123,12 +121,14 @@ def _vocabulary(subject: Subject, calibration: Calibration) -> int:
     Raises:
         InputError: A token id is outside the vocabulary, or the model does not run on the data.
     """
+    from fxfuse.calibration.batches import IDS
     from fxfuse.calibration.vocabulary import check_vocabulary
 
-    rows = subject.rows or 1
+    batch = {name: value[: subject.rows or 1] for name, value in calibration.fit[0].items()}
+    if IDS in batch:
+        batch[IDS] = torch.zeros_like(batch[IDS])
     with torch.no_grad():
-        blank = {name: torch.zeros_like(value[:rows]) for name, value in calibration.fit[0].items()}
-        classes = subject.logits(blank).shape[-1]
+        classes = subject.logits(batch).shape[-1]
     tables = [each.num_embeddings for each in subject.module.modules() if isinstance(each, nn.Embedding)]
     check_vocabulary(calibration, max([classes, *tables]))
     return classes

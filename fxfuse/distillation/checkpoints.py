@@ -37,6 +37,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
+        self._made = self.folder is not None and not self.folder.exists()
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,12 @@ class Checkpoints:
             return
         for name in (NAME, f"{NAME}.part"):
             (self.folder / name).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
+        self._made = True
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Take a folder away that was made here and holds nothing."""
+        if self.folder is not None and self._made and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _load(self, path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def write_back(model: TorchModel, learned: Mapping[str, Tensor]) -> TorchModel:
 def _distinct(model: TorchModel) -> list[tuple[list[str], nn.Parameter]]:
     """Every parameter once, with all its names; a program from a file ties weights by their memory alone."""
     found: dict[tuple[Any, ...], tuple[list[str], nn.Parameter]] = {}
-    for name, tensor in as_module(model).named_parameters(remove_duplicate=False):
+    for name, tensor in as_module(model, "student").named_parameters(remove_duplicate=False):
         key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype)
         found.setdefault(key, ([], tensor))[0].append(name)
     return list(found.values())

@@ -41,13 +41,8 @@ class Subject:
     def __init__(
         self, model: TorchModel, role: str, weights: Mapping[str, nn.Parameter] | None = None
     ) -> None:
-        if not isinstance(model, (nn.Module, ExportedProgram)):
-            raise InputError(
-                f"The {role} must be an nn.Module, a GraphModule or an ExportedProgram, not "
-                f"{type(model).__name__}."
-            )
         self.role = role
-        self.module = copy_module(as_module(model), role, weights or {})
+        self.module = copy_module(as_module(model, role), role, weights or {})
         prepare(self.module)
         self.inputs = _graph_inputs(self.module) if isinstance(self.module, fx.GraphModule) else None
         shapes = (self.inputs or {}).values()
@@ -123,10 +118,19 @@ class Subject:
         return logits
 
 
-def as_module(model: TorchModel) -> nn.Module:
-    """The model as a module; that of a program shares its weights."""
-    if not isinstance(model, ExportedProgram):
+def as_module(model: TorchModel, role: str) -> nn.Module:
+    """The model as a module; that of a program shares its weights.
+
+    Raises:
+        InputError: It is no torch model.
+    """
+    if isinstance(model, nn.Module):
         return model
+    if not isinstance(model, ExportedProgram):
+        raise InputError(
+            f"The {role} must be an nn.Module, a GraphModule or an ExportedProgram, not "
+            f"{type(model).__name__}."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model.module(check_guards=False)
