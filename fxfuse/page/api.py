@@ -17,6 +17,7 @@ from fxfuse.page.records import Chart, Stage
 from fxfuse.page.sections import build_page
 from fxfuse.page.summary import Parts
 from fxfuse.planning.records import Plan
+from fxfuse.recovery.records import GroupRecovery, Recovered
 from fxfuse.report import Report
 from fxfuse.report_file import write_text
 
@@ -29,6 +30,7 @@ def write_page(
     analysis: Analysis | AnyPath | None = None,
     plan: Plan | AnyPath | None = None,
     report: Report | AnyPath | None = None,
+    recovery: Recovered | Sequence[GroupRecovery] | None = None,
     stages: Sequence[Stage | Mapping[str, Any] | Sequence[Any]] | AnyPath | None = None,
     title: str | None = None,
     command: str | None = None,
@@ -41,6 +43,7 @@ def write_page(
         analysis: What `fxfuse.analyze` measured, or its JSON file.
         plan: What `fxfuse.plan` chose, or its JSON file.
         report: What fusing reported, or its JSON file.
+        recovery: What recovering the groups' weights came to.
         stages: Rows of the table of the whole way: `Stage` records, dicts, or rows in their fields' order.
         title: Instead of the model's name.
         command: The command that made the last of these.
@@ -55,6 +58,7 @@ def write_page(
         read_part(Analysis, analysis),
         read_part(Plan, plan),
         read_part(Report, report),
+        recovery if recovery is None or isinstance(recovery, Recovered) else tuple(recovery),
         read_stages(stages) if stages is not None else (),
     )
     return write_parts(
@@ -87,7 +91,7 @@ def write_parts(
 
 def _write_pngs(folder: Path, charts: Sequence[Chart]) -> None:
     """All are drawn before the first is written."""
-    drawn = [(f"{chart.name}.png", png_of(chart.wide)) for chart in charts]
+    drawn = [(f"{chart.name}.png", png_of(chart)) for chart in charts]
     if not drawn:
         return
     try:

@@ -9,7 +9,7 @@ from fxfuse.analysis.ranking import spearman
 from fxfuse.analysis.records import Analysis, AttentionScore, Dependency, Segment
 from fxfuse.naming import span
 from fxfuse.page.attention import draw_attention
-from fxfuse.page.front import draw_front
+from fxfuse.page.front import draw_front, has_latency
 from fxfuse.page.heatmap import draw_heatmap
 from fxfuse.page.loss import draw_loss, names_of
 from fxfuse.page.names import lengths_text, numbers_of
@@ -55,7 +55,12 @@ def stream_chart(stream: Stream) -> Chart:
     ]
     columns = [Column("update", False), Column("kind", False), Column("intermediate size"), Column("becomes")]
     return Chart(
-        "stream", draw_stream(stream), draw_stream(stream, True), caption, table(columns, rows, form="scroll")
+        "stream",
+        "The residual stream, before and after",
+        draw_stream(stream),
+        draw_stream(stream, True),
+        caption,
+        table(columns, rows, form="scroll"),
     )
 
 
@@ -67,7 +72,7 @@ def heatmap_chart(found: Dependency, groups: Sequence[Sequence[str]]) -> Chart:
         "(FFN Fusion, arXiv 2503.18908). "
         "Circles on the diagonal are attention, squares FFNs."
     )
-    caption += " Each outline is a group: the sum inside it predicts its loss." if groups else ""
+    caption += " Each outline is a group: groups with a smaller sum inside lose less." if groups else ""
     size = len(found.names)
     kinds = ({"attention": "attn", "ffn": "FFN"}.get(kind, kind) for kind in found.kinds)
     heads = [f"{number} {kind}" for number, kind in zip(numbers_of(found.names), kinds, strict=True)]
@@ -78,7 +83,7 @@ def heatmap_chart(found: Dependency, groups: Sequence[Sequence[str]]) -> Chart:
     ]
     figures = f'<div class="matrix">{table(columns, rows, form="scroll")}</div>'
     wide, narrow = (draw_heatmap(found, groups, narrow) for narrow in (False, True))
-    return Chart("dependency", wide, narrow, caption, figures)
+    return Chart("dependency", "Which updates lean on each other", wide, narrow, caption, figures)
 
 
 def attention_chart(scores: Sequence[AttentionScore]) -> Chart:
@@ -97,7 +102,14 @@ def attention_chart(scores: Sequence[AttentionScore]) -> Chart:
     rows = [(s.name, figure(s.cosine, 5), with_error(s.kl, s.kl_error)) for s in scores]
     columns = [Column("attention", False), Column("cosine"), Column("KL without it, nats/token")]
     wide, narrow = (draw_attention(scores, narrow) for narrow in (False, True))
-    return Chart("attention", wide, narrow, caption, table(columns, rows, form="scroll"))
+    return Chart(
+        "attention",
+        "What each attention is worth",
+        wide,
+        narrow,
+        caption,
+        table(columns, rows, form="scroll"),
+    )
 
 
 def loss_chart(analysis: Analysis, chosen: Sequence[Sequence[str]]) -> Chart:
@@ -117,7 +129,14 @@ def loss_chart(analysis: Analysis, chosen: Sequence[Sequence[str]]) -> Chart:
     columns = [Column("blocks", False), Column("FFNs"), Column("KL, nats/token"), Column("predicted KL")]
     columns += [Column("SQNR, dB"), Column("drift"), Column("sum of M")]
     wide, narrow = (draw_loss(analysis.segments, analysis.chains, chosen, narrow) for narrow in (False, True))
-    return Chart("loss", wide, narrow, caption, table(columns, rows, form="scroll"))
+    return Chart(
+        "loss",
+        "What a group costs, by its length",
+        wide,
+        narrow,
+        caption,
+        table(columns, rows, form="scroll"),
+    )
 
 
 def _segment_row(s: Segment, analysis: Analysis) -> tuple[str, ...]:
@@ -130,10 +149,11 @@ def front_chart(plan: Plan) -> Chart:
     """The Pareto front."""
     budget = plan.budget.get("max_kl")
     limit = float(budget) if isinstance(budget, (int, float)) and not isinstance(budget, bool) else None
+    measure = "latency" if has_latency(plan.front) else "depth"
     caption = (
-        "The least loss for each depth that groups can reach, each point named by the lengths of its groups "
-        "in order (1 is an FFN left as it is, 5×1 five of them). Circles were measured with all groups fused "
-        "at once."
+        f"The least loss for each {measure} that groups can reach, each point named by the lengths of its "
+        "groups in order (1 is an FFN left as it is, 5×1 five of them). Circles were measured with all groups "
+        "fused at once."
     )
     rows = [
         (
@@ -150,4 +170,6 @@ def front_chart(plan: Plan) -> Chart:
     columns += [Column("predicted KL"), Column("latency, ms"), Column("", False)]
     marked = [place for place, p in enumerate(plan.front) if p.chosen]
     wide, narrow = (draw_front(plan.front, limit, narrow) for narrow in (False, True))
-    return Chart("front", wide, narrow, caption, table(columns, rows, marked, form="scroll"))
+    return Chart(
+        "front", f"Loss against {measure}", wide, narrow, caption, table(columns, rows, marked, form="scroll")
+    )

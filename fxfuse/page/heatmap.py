@@ -1,18 +1,19 @@
 """The block dependency matrix M as a triangle of cells: row left out, column read, only where i < j.
 
-Nine classes of colour at round values, so that a page's light and dark colours and a printer can show them;
-one path for each class keeps 160 rows small.
+Nine classes of colour that begin at round values, so that a page's light and dark colours and a printer can
+show them; one path for each class keeps 160 rows small.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxfuse.analysis.records import Dependency
 from fxfuse.page.names import layer_marks, run_label, short_names
-from fxfuse.page.numbers import figure
+from fxfuse.page.numbers import figure, power_text
 from fxfuse.page.scales import nice_step, thinned
 from fxfuse.page.svg import drawing, element, group, label, path, text_width
 
@@ -43,13 +44,13 @@ def draw_heatmap(found: Dependency, groups: Sequence[Sequence[str]] = (), narrow
     """The triangle with names along its diagonal, the groups outlined, a colour bar in the empty corner."""
     rows = len(found.names)
     grid, named = _grid(found.names, narrow)
-    step = _class_step(found)
+    bounds = _bounds(found)
     parts = [
-        *_cells(found, grid, step),
+        *_cells(found, grid, bounds),
         *_diagonal(found, grid),
         *_labels(found, grid, named),
         *(_outline(each, found.names, grid) for each in groups if set(each) <= set(found.names)),
-        *_colour_bar(grid, step, _bar_top(grid, named), narrow),
+        *_colour_bar(grid, bounds, _bar_top(grid, named), narrow),
     ]
     width = 336 if narrow else 880
     height = grid.y(rows) + (76 if _bar_top(grid, named) > grid.y(rows) else 8)
@@ -71,23 +72,32 @@ def _grid(names: Sequence[str], narrow: bool) -> tuple[_Grid, bool]:
     return _Grid(left, 24, cell, rows), not narrow and cell >= 15
 
 
-def _class_step(found: Dependency) -> float:
-    """The width of one class: round, and few values lie above the last one's start."""
+def _bounds(found: Dependency) -> list[float]:
+    """Where the second to the last class begin; few values lie far above the last bound.
+
+    Values within a factor of ten get equal steps; others 1, 2, 5 times powers of ten, since the early layers
+    of a model outweigh the rest by orders of magnitude, and the rest is where groups lie.
+    """
     rows = len(found.names)
     values = sorted(found.matrix[i][j] for i in range(rows) for j in range(i + 1, rows))
-    values = [value for value in values if math.isfinite(value)]
-    high = values[math.ceil(0.98 * len(values)) - 1] if values else 1.0
-    return nice_step(max(high, 1e-9) / CLASSES)
+    values = [value for value in values if math.isfinite(value)] or [1.0]
+    low, high = (max(1e-9, values[math.ceil(share * len(values)) - 1]) for share in (0.1, 0.98))
+    if high <= 10 * low:
+        step = nice_step(high / CLASSES)
+        return [step * n for n in range(1, CLASSES)]
+    top = math.floor(math.log10(high) + 1e-9)
+    series = [step * 10.0**power for power in range(top - 3, top + 1) for step in (1, 2, 5)]
+    return [bound for bound in series if bound <= high * (1 + 1e-9)][1 - CLASSES :]
 
 
-def _cells(found: Dependency, grid: _Grid, step: float) -> list[str]:
+def _cells(found: Dependency, grid: _Grid, bounds: Sequence[float]) -> list[str]:
     runs: list[list[str]] = [[] for _ in range(CLASSES)]
     missing: list[str] = []
     for i in range(grid.rows):
         for j in range(i + 1, grid.rows):
             value = found.matrix[i][j]
             place = f"M{grid.x(j):.2f} {grid.y(i):.2f}h{grid.cell:.2f}v{grid.cell:.2f}h-{grid.cell:.2f}z"
-            where = runs[min(CLASSES - 1, max(0, int(value / step)))] if math.isfinite(value) else missing
+            where = runs[bisect_right(bounds, value)] if math.isfinite(value) else missing
             where.append(place)
     painted = [element("path", d="".join(run), class_=f"cell q{n}") for n, run in enumerate(runs) if run]
     painted += [element("path", d="".join(missing), class_="cell missing")] if missing else []
@@ -144,7 +154,7 @@ def _bar_top(grid: _Grid, named: bool) -> float:
     return corner if free > 450 else grid.y(grid.rows) + 34
 
 
-def _colour_bar(grid: _Grid, step: float, y: float, narrow: bool) -> list[str]:
+def _colour_bar(grid: _Grid, bounds: Sequence[float], y: float, narrow: bool) -> list[str]:
     """The nine classes and where they begin."""
     width = 24 if narrow else 40
     left = 6.0
@@ -155,9 +165,14 @@ def _colour_bar(grid: _Grid, step: float, y: float, narrow: bool) -> list[str]:
         element("rect", x=left + n * width, y=y, width=width, height=14, class_=f"cell q{n}")
         for n in range(CLASSES)
     ]
-    bounds = [
-        label(left + n * width, y + 30, f"{n * step:.4g}", None, "start" if n == 0 else "middle")
-        for n in range(0, CLASSES, every)
+    starts = [
+        label(left + n * width, y + 30, _bound(bound), None, "start" if n == 0 else "middle")
+        for n, bound in enumerate([0.0, *bounds])
+        if n % every == 0
     ]
     more = [label(left + CLASSES * width + 4, y + 12, "and more", "muted")]
-    return [short if narrow else title, *bars, *bounds, *more]
+    return [short if narrow else title, *bars, *starts, *more]
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}" if value == 0 or value >= 0.001 else power_text(value)

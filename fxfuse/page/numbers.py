@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["DASH", "count", "figure", "known", "percent", "power", "with_error"]
+__all__ = ["DASH", "count", "figure", "known", "percent", "power", "power_text", "with_error"]
 
 DASH = "–"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -37,7 +37,7 @@ def with_error(value: float | None, error: float | None) -> str:
     leading = _exponent(error)
     digits = 1 if error / 10**leading < 2 else 0
     scale = _exponent(max(abs(value), error))
-    if scale >= -4:
+    if scale >= -3:
         decimals = max(0, digits - leading)
         return _minus(f"{value:,.{decimals}f} ± {error:,.{decimals}f}")
     decimals, unit = max(0, digits - leading + scale), 10.0**scale
@@ -57,6 +57,15 @@ def percent(share: float | None) -> str:
 def power(exponent: int) -> str:
     """A power of ten with its exponent raised."""
     return "10" + str(exponent).translate(_RAISED)
+
+
+def power_text(value: float) -> str:
+    """A tick that is a digit times a power of ten, in as few letters as can be: 0.002, 2·10⁻⁵."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -4 < exponent < 5:
+        return figure(value, 1)
+    leading = round(value / 10.0**exponent)
+    return power(exponent) if leading == 1 else f"{leading}·{power(exponent)}"
 
 
 def _exponent(value: float) -> int:

@@ -96,7 +96,7 @@ def place_labels(
                 box[0] >= frame.left
                 and box[2] <= frame.width
                 and box[3] <= frame.bottom - 1
-                and box[1] >= frame.top - 8
+                and box[1] >= frame.top - 3
             )
             if inside and not any(_meet(box, other) for other in boxes):
                 boxes.append(box)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 
 from fxfuse.errors import InputError
+from fxfuse.page.records import Chart
 from fxfuse.page.style import LIGHT, chart_style
+from fxfuse.page.svg import element, escape
 
 __all__ = ["check_raster", "png_of"]
 
 _ZOOM = 2
 """Pixels of a PNG for each of the drawing, so that it is sharp on paper and on dense screens."""
+_MARGIN, _TITLE = 20, 36
+_FONTS = "'Helvetica Neue', Arial, 'DejaVu Sans', 'Liberation Sans', 'Noto Sans', sans-serif"
+_SIZE = re.compile(r'width="([0-9.]+)" height="([0-9.]+)"')
 _PROBE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><text y="9">M</text></svg>'
 
 
@@ -35,18 +41,29 @@ def check_raster() -> None:
         )
 
 
-def png_of(svg: str) -> bytes:
-    """One drawing in the light colours on their paper."""
+def png_of(chart: Chart) -> bytes:
+    """The wide drawing under its title, in the light colours on their paper."""
     import resvg_py
 
-    return bytes(
-        resvg_py.svg_to_bytes(
-            svg_string=svg,
-            style_sheet=chart_style(),
-            background=LIGHT["paper"],
-            zoom=_ZOOM,
-            font_family="sans-serif",
-        )
+    found = resvg_py.svg_to_bytes(
+        svg_string=_framed(chart),
+        style_sheet=f"text {{ font-family: {_FONTS}; }}{chart_style()}",
+        background=LIGHT["paper"],
+        zoom=_ZOOM,
+        resources_dir=None,
+    )
+    return bytes(found)
+
+
+def _framed(chart: Chart) -> str:
+    """The drawing with a margin and its title above it."""
+    width, height = (float(found) for found in _SIZE.search(chart.wide).groups())  # type: ignore[union-attr]
+    title = element("text", escape(chart.title), x=0, y=17, class_="strong", style="font-size: 17px")
+    inner = f'<g transform="translate({_MARGIN} {_MARGIN})">{title}'
+    inner += f'<g transform="translate(0 {_TITLE})">{chart.wide}</g></g>'
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="chart" '
+        f'width="{width + 2 * _MARGIN:g}" height="{height + 2 * _MARGIN + _TITLE:g}">{inner}</svg>'
     )
 
 

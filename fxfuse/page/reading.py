@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fxfuse.analysis.records import Analysis
+from fxfuse.analysis.reading import read_analysis
 from fxfuse.errors import InputError
 from fxfuse.page.records import Stage
 from fxfuse.page.summary import Parts
 from fxfuse.planning.files import read_plan
+from fxfuse.recovery.records import GroupRecovery
 from fxfuse.report import Report
 
 __all__ = ["AnyPath", "decode", "read_part", "read_parts", "read_stages"]
@@ -76,7 +78,7 @@ _ARTICLES = {"analysis": "an analysis", "plan": "a plan", "report": "a report", 
 def _read_any(path: Path) -> tuple[str, Any]:
     data = _read_json(path)
     if data.get("kind") == "fxfuse analysis":
-        return "analysis", decode(Analysis, data, str(path))
+        return "analysis", read_analysis(path)
     if data.get("kind") == "fxfuse plan":
         return "plan", read_plan(path)
     if "ffn_blocks" in data and "groups" in data:
@@ -125,7 +127,7 @@ def decode(kind: type[_Record], data: Mapping[str, Any], where: str) -> _Record:
 
 @cache
 def _fields(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, localns={"GroupRecovery": GroupRecovery})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
@@ -189,6 +191,8 @@ def _mapped(data: Any, where: str) -> Mapping[str, Any]:
 
 
 def _plain(hint: Any, data: Any, where: str) -> Any:
+    if hint is float and data is None:  # JSON has no NaN
+        return math.nan
     accepted = (int, float) if hint is float else hint
     if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):
         raise ValueError(f"{where} must be {_WORDS.get(hint, hint)}, not {data!r:.60}")

@@ -30,6 +30,7 @@ class Chart:
     """One drawing in two widths, what it shows in a sentence or two, and its figures as an HTML table."""
 
     name: str
+    title: str
     wide: str
     narrow: str
     caption: str

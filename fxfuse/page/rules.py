@@ -46,7 +46,7 @@ td { overflow-wrap: anywhere; }
 td.number { white-space: nowrap; }
 .cards, .plain { overflow-x: auto; }
 .cards td:not(.number) { min-width: 10em; }
-.cards td:first-child { min-width: 11.5em; }
+.cards td:first-child { min-width: 13em; }
 th { font-weight: 600; color: var(--muted); vertical-align: bottom; border-bottom-color: var(--axis); }
 .number { text-align: right; }
 th:first-child, td:first-child { padding-left: 0; }

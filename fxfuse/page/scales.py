@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fxfuse.page.numbers import figure, power
+from fxfuse.page.numbers import power_text
 
 __all__ = ["Linear", "Log", "Scale", "log_over", "linear_over", "nice_step", "spread", "thinned"]
+
+
+_LEAST = 1e-15
+"""On logarithmic scales what lies below counts as zero: rounding makes it."""
 
 
 class Scale(Protocol):
@@ -60,7 +64,7 @@ class Log:
 
     def __call__(self, value: float) -> float:
         """The pixel of a value; what lies below `low` lies at its pixel."""
-        if value <= 0 and self.zero is not None:
+        if value <= _LEAST and self.zero is not None:
             return self.zero
         share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return self.start + share * (self.end - self.start)
@@ -71,7 +75,7 @@ class Log:
         every = max(1, math.ceil((last - first + 1) * 24 / max(1.0, abs(self.end - self.start))))
         steps = (1, 2, 5) if math.log10(self.high / self.low) < 2 else (1,)
         values = [step * 10.0**n for n in range(first, last + 1) if n % every == 0 for step in steps]
-        found = [(self(v), _power_label(v)) for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+        found = [(self(v), power_text(v)) for v in values if self.low * 0.999 <= v <= self.high * 1.001]
         return found + ([(self.zero, "0")] if self.zero is not None else [])
 
 
@@ -88,10 +92,10 @@ def log_over(values: Sequence[float], start: float, end: float, zero: float | No
 
     Where there are others, they lie at the pixel `zero`; without it at the scale's low end.
     """
-    positive = [value for value in values if value > 0] or [1.0]
+    positive = [value for value in values if value > _LEAST] or [1.0]
     low, high = min(positive), max(positive)
     margin = max((high / low) ** 0.05, 1.3)
-    others = any(value <= 0 for value in values)
+    others = any(value <= _LEAST for value in values)
     return Log(low / margin, high * margin, start, end, zero if others else None)
 
 
@@ -117,11 +121,3 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
         moved[index] = min(moved[index], limit)
         limit = moved[index] - gap
     return moved
-
-
-def _power_label(value: float) -> str:
-    exponent = math.floor(math.log10(value) + 1e-9)
-    if -4 < exponent < 5:
-        return figure(value, 1)
-    leading = round(value / 10.0**exponent)
-    return power(exponent) if leading == 1 else f"{leading} × {power(exponent)}"

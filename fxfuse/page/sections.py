@@ -10,6 +10,7 @@ from fxfuse.page.charts import attention_chart, front_chart, heatmap_chart, loss
 from fxfuse.page.groups import end_to_end_table, groups_table, misses_table, stages_table
 from fxfuse.page.numbers import known
 from fxfuse.page.records import Chart
+from fxfuse.page.recovering import recovery_tables
 from fxfuse.page.reproduce import notes_of, reproduce
 from fxfuse.page.steps import Stream, stream_of
 from fxfuse.page.style import page_style
@@ -52,15 +53,6 @@ def build_page(parts: Parts, title: str | None = None, commands: Sequence[str] =
     return Page(_document(heading, parts, stream, sections), tuple(charts))
 
 
-_TITLES = {
-    "stream": "The residual stream, before and after",
-    "loss": "What a group costs, by its length",
-    "front": "Loss against depth",
-    "dependency": "Which updates lean on each other",
-    "attention": "What each attention is worth",
-}
-
-
 def _charts(parts: Parts, stream: Stream | None) -> list[Chart]:
     found = [stream_chart(stream)] if stream is not None else []
     analysis = parts.analysis
@@ -84,7 +76,7 @@ def _section_of(chart: Chart) -> _Section:
         f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
         f"{details('The figures', chart.figures)}"
     )
-    return _Section(chart.name, _TITLES[chart.name], content)
+    return _Section(chart.name, chart.title, content)
 
 
 def _tables_before(parts: Parts) -> list[_Section]:
@@ -101,6 +93,8 @@ def _tables_after(parts: Parts, commands: Sequence[str]) -> list[_Section]:
     if any(tables):
         title = "The groups" if parts.is_fused or not parts.groups else "The planned groups"
         found.append(_Section("groups", title, "<br>".join(each for each in tables if each)))
+    if parts.recovered:
+        found.append(_Section("recovery", "What recovery took back", recovery_tables(parts.recovered)))
     misses = misses_table(parts.report) if parts.report is not None else None
     found += [_Section("misses", "Why not more", misses)] if misses else []
     if notes := notes_of(parts):
@@ -116,12 +110,13 @@ _SOURCES = {
     "front": "The Pareto front comes from fxfuse plan.",
     "dependency": "The dependency matrix comes from fxfuse analyze.",
     "attention": "The importance of each attention comes from fxfuse analyze.",
+    "recovery": "What recovery takes back comes from fxfuse fuse with --recover.",
     "groups": "The table of groups comes from fxfuse plan, all its figures from the report of fxfuse fuse.",
 }
 
 
 def _missing(parts: Parts, drawn: set[str]) -> list[str]:
-    there = drawn | ({"groups"} if parts.groups else set())
+    there = drawn | ({"groups"} if parts.groups else set()) | ({"recovery"} if parts.recovered else set())
     return [sentence for name, sentence in _SOURCES.items() if name not in there]
 
 

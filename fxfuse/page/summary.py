@@ -12,6 +12,7 @@ from fxfuse.page.records import Stage
 from fxfuse.page.steps import Stream
 from fxfuse.page.svg import escape, shorten
 from fxfuse.planning.records import Plan
+from fxfuse.recovery.records import GroupRecovery, Recovered
 from fxfuse.report import Report
 
 __all__ = ["Parts", "lead", "tiles", "title_of"]
@@ -24,6 +25,7 @@ class Parts:
     analysis: Analysis | None = None
     plan: Plan | None = None
     report: Report | None = None
+    recovery: Recovered | tuple[GroupRecovery, ...] | None = None
     stages: tuple[Stage, ...] = ()
 
     @property
@@ -35,15 +37,22 @@ class Parts:
         return [group.blocks for group in planned if len(group.blocks) > 1]
 
     @property
+    def recovered(self) -> Recovered | tuple[GroupRecovery, ...]:
+        """What recovery came to, by itself or in the report's groups."""
+        groups = self.report.groups if self.report is not None else []
+        return self.recovery or tuple(group.recovery for group in groups if group.recovery is not None)
+
+    @property
     def is_fused(self) -> bool:
         """Whether the groups were written, not only planned."""
         return self.report is not None and bool(self.report.groups)
 
 
 def title_of(parts: Parts) -> str:
-    """The model's name, as the first of the parts has it."""
+    """The model's name, as the first of the parts has it; of a path its last part."""
     named = (parts.report, parts.plan, parts.analysis)
-    return next((each.model for each in named if each is not None and each.model), "FFN fusion")
+    names = (each.model.rstrip("/").split("/")[-1] for each in named if each is not None)
+    return next((name for name in names if name), "FFN fusion")
 
 
 def lead(parts: Parts) -> str:
@@ -56,7 +65,13 @@ def lead(parts: Parts) -> str:
     told += "one" if wide == 1 else "ones"
     kl, error = _kl(parts)
     if not known(kl):
-        return f"{told}."
+        predicted = parts.plan.predicted_kl if parts.plan is not None else None
+        cost = (
+            f", at a predicted KL divergence of {figure(predicted)} nats per token"
+            if known(predicted)
+            else ""
+        )
+        return f"{told}{cost}."
     return f"{told}, at a KL divergence of {with_error(kl, error)} nats per token from the original model."
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fxfuse.analysis.records import Analysis, AttentionScore, ChainFacts, Dependency, ModelId, Segment
 from fxfuse.page.records import Stage
@@ -237,3 +238,35 @@ def large() -> dict:
     found = analysis(80, (range(24, 76),), 28_672, 8192, measure_all=False)
     planned = plan(found, ((2,) * 10 + (3,) * 7 + (4, 8),))
     return {"analysis": found, "plan": planned, "report": report(found, planned)}
+
+
+def hostile() -> dict:
+    """Names that a browser would obey, very long ones, figures that are missing, zero, NaN or infinite."""
+    found = analysis(8, (range(3, 6),))
+    odd = '<script>alert("{}")</script>&\x1b[31m\u202e' + "x" * 60
+    changed = renamed(found, {name: odd.format(name) for _, name in found.updates})
+    changed.segments[1] = replace(changed.segments[1], kl=0.0, kl_error=math.nan, predicted_kl=math.inf)
+    changed.segments[2] = replace(changed.segments[2], kl=math.nan, kl_error=None, predicted_kl=None)
+    changed.attention[0] = replace(changed.attention[0], kl=None, kl_error=None)
+    changed.attention[1] = replace(changed.attention[1], cosine=math.nan, kl=-1e-9, kl_error=1e-3)
+    matrix = [list(row) for row in changed.dependency.matrix]
+    matrix[0][1], matrix[0][2], matrix[0][3] = math.nan, math.inf, 1e-12
+    changed.dependency = replace(changed.dependency, matrix=tuple(map(tuple, matrix)))
+    changed.notes.append("<b>bold</b>\n\x00")
+    planned = plan(changed, ((2, 2),))
+    planned.front += (FrontPoint(((4,),), 1, math.nan, None), FrontPoint(((4,),), 1, 0.0, 0.0, 0.0))
+    told = report(changed, planned)
+    told.model, told.inputs, told.error = "/a/<i>model</i>" + "-folder" * 40, "random", 'it said "no" & left'
+    told.end_to_end["kl"] = None
+    return {"analysis": changed, "plan": planned, "report": told, "stages": [Stage("<u>only</u>" + "y" * 90)]}
+
+
+def renamed(found: Analysis, names: dict[str, str]) -> Analysis:
+    return replace(
+        found,
+        id=ModelId(found.id.hidden_size, tuple((names[name], width) for name, width in found.id.blocks)),
+        chains=[replace(chain, blocks=tuple(names[name] for name in chain.blocks)) for chain in found.chains],
+        updates=[(kind, names[name]) for kind, name in found.updates],
+        attention=[replace(score, name=names[score.name]) for score in found.attention],
+        dependency=replace(found.dependency, names=tuple(names[name] for name in found.dependency.names)),
+    )
