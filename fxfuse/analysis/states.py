@@ -17,6 +17,8 @@ from fxfuse.progress import Progress, silent, track
 
 __all__ = ["States", "slices"]
 
+_WORDS = {"fit": "data to fit on", "held_out": "data held out"}
+
 Watch = Callable[[Mapping[Value, torch.Tensor], "torch.Tensor | None"], None]
 """Takes the values of one batch, and which of its tokens count."""
 
@@ -43,7 +45,8 @@ class States:
     ) -> None:
         self.front, self.batches, self.store, self.part = front, list(batches), store, part
         self._kept, self._logits, self._stores_logits = list(dict.fromkeys(kept)), logits, False
-        for place, batch in enumerate(track(self.batches, f"running the {part} data", progress)):
+        told = f"running the model on the {_WORDS[part]}"
+        for place, batch in enumerate(track(self.batches, told, progress)):
             self._capture(place, batch, watched, watch)
 
     def get(self, value: Value, place: int) -> torch.Tensor:
