@@ -56,11 +56,14 @@ class Learning:
     @torch.no_grad()
     def update(self, step: int, gradients: Sequence[Tensor]) -> bool:
         """Move the weights by the gradients of a step; False, and nothing moves, if they are not finite."""
-        for master, gradient in zip(self.masters.values(), gradients, strict=True):
-            master.grad = gradient.to(master.dtype)
-        length = nn.utils.clip_grad_norm_(list(self.masters.values()), LONGEST_STEP)
+        masters = list(self.masters.values())
+        exact = [gradient.to(master.dtype) for master, gradient in zip(masters, gradients, strict=True)]
+        length = nn.utils.get_total_norm(exact)
         if not torch.isfinite(length):
             return False
+        factor = (LONGEST_STEP / (length + 1e-6)).clamp(max=1.0)
+        for master, gradient in zip(masters, exact, strict=True):
+            master.grad = gradient * factor
         for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * self.recipe.rate_at(step)

@@ -95,9 +95,8 @@ def _sum(results: Iterable[tuple[float, list[Tensor]]]) -> tuple[float, list[Ten
     total, sums = 0.0, list[Tensor]()
     for loss, gradients in results:
         total += loss
-        if sums:
-            torch._foreach_add_(sums, gradients)
-        sums = sums or gradients
+        # Into new tensors: those that autograd gives may be one and the same for two weights.
+        sums = [one + other for one, other in zip(sums, gradients, strict=True)] if sums else gradients
     return total, sums
 
 
