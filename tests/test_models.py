@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import corpus, load_demo
-from models.checkpoint import load, store
+from models.checkpoint import DEMOS, load, store
 from models.decoder import Decoder, DecoderConfig, LayerConfig
 from models.evaluate import nats_per_byte, predictor
 from models.fitting import Recipe
@@ -18,8 +18,11 @@ from models.muon import orthogonalise
 from models.surgery import remove_attention, without_attention
 from models.train import main
 
-DEMOS = Path(__file__).parents[1] / "models"
+FOLDER = Path(__file__).parents[1] / "models"
 LAYERS = tuple(LayerConfig(attention=i not in (1, 2), intermediate_size=24 + 8 * i) for i in range(4))
+SMALL = (
+    "--layers 8 --hidden-size 24 --intermediate-size 16 --batch 2 --importance-bytes 600 --eval-bytes 600"
+).split()
 TINY = DecoderConfig(hidden_size=16, num_heads=2, layers=LAYERS)
 
 
@@ -147,15 +150,26 @@ def test_rates_rise_stay_and_fall() -> None:
 
 
 def test_two_steps_of_training_write_models_that_load(tmp_path: Path) -> None:
-    shape = (
-        "--layers 8 --hidden-size 24 --intermediate-size 16 --batch 2 --importance-bytes 600 --eval-bytes 600"
-    )
-    main([*f"{shape} --steps 2 --heal-steps 2".split(), "--out", str(tmp_path)])
+    main([*SMALL, *"--steps 2 --heal-steps 2".split(), "--out", str(tmp_path)])
     dense, healed = load(tmp_path / "demo-dense"), load(tmp_path / "demo")
     assert not dense.config.ffn_chains()
     assert healed.config.ffn_chains() == [range(0, 7)]
     assert healed(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
     assert "nats/byte" in (tmp_path / "demo" / "README.md").read_text(encoding="utf-8")
+
+
+def test_training_of_the_second_style(tmp_path: Path) -> None:
+    shape = (
+        "--layers 8 --hidden-size 24 --intermediate-size 16 --batch 2 --importance-bytes 600 --eval-bytes 600"
+    )
+    main(
+        [*f"--name demo-gelu {shape} --steps 1 --heal-steps 1".split(), "--out", str(tmp_path)],
+    )
+    healed = load(tmp_path / "demo-gelu")
+    assert healed.config.norm == "layer"
+    assert healed.layers[0].mlp.gate_proj is None
+    assert healed.layers[0].mlp.up_proj.bias is not None
+    assert "LayerNorm" in (tmp_path / "demo-gelu" / "README.md").read_text(encoding="utf-8")
 
 
 def test_checkpoint_round_trip_rounds_to_float16(tmp_path: Path) -> None:
@@ -171,13 +185,19 @@ def test_checkpoint_round_trip_rounds_to_float16(tmp_path: Path) -> None:
 # The demo models
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-dense"])
+@pytest.mark.parametrize("name", DEMOS)
 def test_demo_is_small_and_predicts_held_out_text(name: str) -> None:
-    assert (DEMOS / name / "model.safetensors").stat().st_size <= 12_000_000
+    assert (FOLDER / name / "model.safetensors").stat().st_size <= 12_000_000
     assert nats_per_byte(predictor(load_demo(name)), corpus.held_out(20_000)).mean < 1.6
 
 
-def test_demo_has_a_chain_of_seven_ffns() -> None:
-    chains = load_demo().config.ffn_chains()
+@pytest.mark.parametrize("name", ["demo", "demo-gelu"])
+def test_demo_has_a_chain_of_seven_ffns(name: str) -> None:
+    chains = load_demo(name).config.ffn_chains()
     assert [len(chain) for chain in chains] == [7]
-    assert not load_demo("demo-dense").config.ffn_chains()
+    assert not load_demo(f"{name}-dense").config.ffn_chains()
+
+
+def test_second_demo_is_of_another_style() -> None:
+    config = load_demo("demo-gelu").config
+    assert (config.norm, config.activation, config.gated, config.bias) == ("layer", "gelu", False, True)
