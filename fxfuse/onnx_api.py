@@ -15,6 +15,7 @@ import onnx
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from fxfuse.budget import Budget
+from fxfuse.calibration.complete import complete
 from fxfuse.clock import Clock
 from fxfuse.errors import InputError
 from fxfuse.external import data_files
@@ -24,17 +25,20 @@ from fxfuse.inputs import Sample, check_sample, draw_inputs, load_inputs, specs_
 from fxfuse.inside import Inside, fuse_inside
 from fxfuse.onnxio import count_parameters, file_size, load_model
 from fxfuse.passes.onnx.bodies import bodies_of
+from fxfuse.passes.onnx.view import to_numpy
 from fxfuse.pipeline import Progress
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
-from fxfuse.recovery.using import recovery_for
+from fxfuse.recovery.using import Recovery, recovery_for
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
 
 __all__ = ["fuse_onnx"]
 
 AnyPath = str | os.PathLike[str]
+_BATCHES = 4
+"""Held-out batches that are measured on, where calibration data are all that there is."""
 
 
 def fuse_onnx(
@@ -57,7 +61,8 @@ def fuse_onnx(
     Args:
         model_path: The model; external data are read from beside it.
         out_path: Where to write; MODEL.fused.onnx beside the model by default.
-        inputs: Samples to measure on, as .npz files or as dicts of arrays; drawn from `seed` by default.
+        inputs: Samples to measure on, as .npz files or as dicts of arrays; by default held-out
+            batches of `calibration`, or drawn from `seed`.
         plan: A plan or its file; its groups are fused instead of those that the budget would choose, and the
             bodies of If, Loop and Scan nodes are left as they are.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
@@ -109,12 +114,12 @@ def _fuse_onnx(
 ) -> Report:
     bounds = Budget.of(budget, also=("plan", "recover", "calibration"))
     planned = plan_for(plan, bounds)
-    recovery = recovery_for(*wish)
+    recovery = recovery_for(*wish, path)
     out = Path(out_path) if out_path is not None else default_output(path)
     progress("reading the model")
     model, folder = load_model(path)
     recovery = recovery.checked(vocab_size(model)) if recovery is not None else None
-    samples = _samples(model, inputs, bounds.seed, report)
+    samples = _samples(model, inputs, bounds.seed, report, recovery)
     sources = [path, *data_files(model, folder)]
     with _workspace(out, sources, force, dry_run) as workspace:
         own = workspace / "bodies" / out.name
@@ -168,8 +173,18 @@ def _bodies_left(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _samples(model: onnx.ModelProto, inputs: Sequence[Any] | None, seed: int, report: Report) -> list[Sample]:
+def _samples(
+    model: onnx.ModelProto,
+    inputs: Sequence[Any] | None,
+    seed: int,
+    report: Report,
+    recovery: Recovery | None,
+) -> list[Sample]:
     specs = specs_of(model)
+    if inputs is None and recovery is not None:
+        report.inputs = "held out of the calibration data"
+        held_out = [complete(batch, specs) for batch in recovery.calibration.held_out[:_BATCHES]]
+        return [{name: to_numpy(tensor) for name, tensor in batch.items()} for batch in held_out]
     if inputs is None:
         report.inputs = "random"
         try:

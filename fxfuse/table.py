@@ -37,7 +37,9 @@ def draw(report: Report, dry_run: bool = False) -> RenderableType:
     if report.before is not None and report.after is not None:
         parts += [Text(), _sizes(report.before, report.after)]
     if report.groups:
-        parts += [Text(), _groups(report.groups), Text(), text(_end_to_end(report))]
+        parts += [Text(), _groups(report.groups)]
+        parts += [Text(), _recoveries(report.groups)] if any(g.recovery for g in report.groups) else []
+        parts += [Text(), text(_end_to_end(report))]
     if report.misses:
         parts += [Text(), _misses(report.misses)]
     parts += [
@@ -89,6 +91,25 @@ def _groups(groups: Sequence[GroupReport]) -> Table:
             text(span(group.blocks)), str(len(group.blocks)), str(group.intermediate_size), *figures
         )
     return table
+
+
+def _recoveries(groups: Sequence[GroupReport]) -> Table:
+    """What recovery made of every group, on the held-out tokens of its data."""
+    table = columns("recovery", "kept", "lambda", "local error", "KL", "why")
+    for group in groups:
+        found = group.recovery
+        if found is not None:
+            penalty = "" if found.penalty is None else f"{found.penalty:g}"
+            table.add_row(
+                text(span(group.blocks)), found.kept, penalty,
+                _change(found.error_before, found.error_after), _change(found.kl_before, found.kl_after),
+                "" if found.won else found.reason,
+            )  # fmt: skip
+    return table
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{before:.1e} -> {after:.1e}"
 
 
 def _end_to_end(report: Report) -> str:

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxfuse.budget import Budget
+from fxfuse.cli import data
 from fxfuse.cli.codes import DONE, NOTHING
-from fxfuse.errors import FxfuseError
+from fxfuse.errors import FxfuseError, InputError
 from fxfuse.files import default_output
 from fxfuse.report_file import check_report_place, write_report
 
@@ -66,6 +67,12 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let quantised weights be quantised again where gains have to be folded into them",
     )
+    recovery = found.add_argument_group("recovery: corrected weights, of the same shapes, for less loss")
+    recovery.add_argument(
+        "--recover", choices=("fit", "distill"),
+        help="correct the weights of each group on --data: in closed form, or by local distillation as well",
+    )  # fmt: skip
+    data.add_arguments(found, seed=False)
     running = found.add_argument_group("running")
     running.add_argument(
         "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider"
@@ -75,7 +82,7 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.seed,
         metavar="N",
-        help="for inputs that are drawn (default: %(default)s)",
+        help="for inputs that are drawn, and the order of calibration windows (default: %(default)s)",
     )
     running.add_argument("--report", type=Path, metavar="FILE.json", help="write what was found and measured")
     running.add_argument("--dry-run", action="store_true", help="do everything but write the model")
@@ -108,6 +115,9 @@ def run(options: argparse.Namespace, told: Callable[[BaseException], str]) -> in
 def _fuse(options: argparse.Namespace, report: Report) -> None:
     budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
     Budget.of(budget)  # before anything that takes time
+    if (options.recover is None) != (options.data is None):
+        given, missing = ("--data", "--recover") if options.recover is None else ("--recover", "--data")
+        raise InputError(f"{given} needs {missing} beside it: recovery corrects weights on data.")
     from fxfuse.screen import show_steps
 
     with show_steps() as progress:
@@ -118,6 +128,7 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
             options.output,
             inputs=options.inputs,
             plan=options.plan,
+            **_recovery(options, progress),
             provider=options.provider,
             force=options.force,
             dry_run=options.dry_run,
@@ -125,6 +136,18 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
             report=report,
             **budget,
         )
+
+
+def _recovery(options: argparse.Namespace, progress: Callable[[str], None]) -> dict[str, Any]:
+    """What `fuse_onnx` is told of recovery."""
+    if options.recover is None:
+        return {}
+    from fxfuse.frontends.opening import calibration_for
+    from fxfuse.recovery import RecoveryOptions
+
+    wish = RecoveryOptions(method=options.recover, seed=options.seed, activations=options.memory)
+    found = calibration_for(options.model, options.data, progress, **data.wishes(options))
+    return {"recover": wish, "calibration": found}
 
 
 def _show(report: Report, dry_run: bool) -> None:

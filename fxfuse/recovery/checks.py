@@ -12,7 +12,7 @@ from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
 from fxfuse.recovery.records import GroupRecovery
 
-__all__ = ["check_data", "check_groups", "in_graph_order", "thin_data"]
+__all__ = ["check_data", "check_groups", "data_notes", "in_graph_order"]
 
 _TOKENS_PER_WIDTH = 2.0
 """Below it h has hardly more tokens than unknowns, and gains little."""
@@ -49,11 +49,14 @@ def in_graph_order(view: View, groups: Sequence[Sequence[Block]]) -> list[int]:
     return sorted(range(len(groups)), key=lambda index: places[groups[index][-1].out])
 
 
-def thin_data(groups: Sequence[GroupRecovery]) -> list[str]:
-    """A note for each width that has too few tokens."""
-    notes = []
+def data_notes(calibration: Calibration, groups: Sequence[GroupRecovery]) -> list[str]:
+    """How many tokens recovery had, and a warning for each width that has too few."""
+    tokens = calibration.tokens
+    notes = [
+        f"recovery was fitted on {tokens:,} tokens of the calibration data and judged on "
+        f"{calibration.held_out_tokens:,} others"
+    ]
     for width in sorted({group.width for group in groups}):
-        tokens = next(group.tokens for group in groups if group.width == width)
         if tokens < _TOKENS_PER_WIDTH * width:
             notes.append(
                 f"recovery had {tokens:,} tokens to fit a width of {width:,}: give at least "

@@ -22,7 +22,7 @@ from fxfuse.passes.elementwise import constant
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.weights import Wide, widen
 from fxfuse.progress import Progress, silent
-from fxfuse.recovery.checks import check_data, check_groups, in_graph_order, thin_data
+from fxfuse.recovery.checks import check_data, check_groups, data_notes, in_graph_order
 from fxfuse.recovery.deciding import Decision, Judgement, total_kl
 from fxfuse.recovery.ffn import WideFfn
 from fxfuse.recovery.fitting import Fitting
@@ -112,7 +112,7 @@ class _Run:
             self.fitted.advance(index, ffn, kept.wide)
             self.judged.advance(index, ffn, kept.wide)
             self.plain.advance(index, ffn, naive.wide)
-        found.notes += thin_data(found.groups)
+        found.notes += data_notes(self.calibration, found.groups)
         return found
 
     def _group(self, index: int) -> tuple[Candidate, Decision, GroupRecovery]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 from fxfuse.calibration import Calibration
 from fxfuse.calibration.vocabulary import check_vocabulary
 from fxfuse.errors import InputError
+from fxfuse.frontends.opening import calibration_for
 from fxfuse.frontends.protocol import Runnable
 from fxfuse.passes.records import Block
 from fxfuse.progress import Progress
@@ -40,8 +42,10 @@ class Recovery:
         return self
 
 
-def recovery_for(wish: Any, calibration: Any) -> Recovery | None:
+def recovery_for(wish: Any, calibration: Any, model: str | os.PathLike[str] = "") -> Recovery | None:
     """The recovery to do, if one is asked for; `calibration` is anything that `Calibration.of` reads.
+
+    `model` is the file, where there is one: it may fix the size of batches.
 
     Raises:
         InputError: The wish makes no sense, or one of the two is given without the other.
@@ -53,4 +57,4 @@ def recovery_for(wish: Any, calibration: Any) -> Recovery | None:
         return None
     if calibration is None:
         raise InputError("Recovery fits weights to data: give some, calibration=... (--data in the shell).")
-    return Recovery(options, Calibration.of(calibration))
+    return Recovery(options, calibration_for(model, calibration))
