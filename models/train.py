@@ -42,7 +42,8 @@ WIDTHS = {"demo": 512, "demo-gelu": 768}
 
 def evaluate(model: Decoder, max_bytes: int) -> dict[str, Any]:
     """Return the held-out loss as JSON values."""
-    return asdict(nats_per_byte(predictor(model), corpus.held_out(max_bytes)))
+    found = asdict(nats_per_byte(predictor(model), corpus.held_out(max_bytes)))
+    return {name: value for name, value in found.items() if name != "losses"}
 
 
 def train_dense(config: DecoderConfig, recipe: Recipe, folder: Path) -> None:
