@@ -152,8 +152,8 @@ def front_chart(plan: Plan) -> Chart:
     measure = "latency" if has_latency(plan.front) else "depth"
     caption = (
         f"The least loss for each {measure} that groups can reach, each point named by the lengths of its "
-        "groups in order (1 is an FFN left as it is, 5×1 five of them). Circles were measured with all groups "
-        "fused at once."
+        "groups in order (1 is an FFN left as it is, 5×1 five of them). Circles were measured with all "
+        "groups fused at once."
     )
     rows = [
         (
