@@ -75,7 +75,7 @@ def test_the_page_holds_every_section(tmp_path):
 
 
 def recovered() -> Recovered:
-    trials = (Trial("naive", None, 0.02, math.nan), Trial("h", 1e-3, 0.008, 0.0005))
+    trials = (Trial("naive", None, 0.02, None), Trial("h", 1e-3, 0.008, 0.0005))
     group = GroupRecovery(
         ("model.layers.4.mlp", "model.layers.5.mlp"), "fit", "h", "it wins on the held-out tokens",
         8000, 2000, 1024, 0.02, 0.008, 1e-3, 0.004, 0.001, "direct", trials,
