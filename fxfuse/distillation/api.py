@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from fxfuse.distillation.checkpoints import Checkpoints, fingerprint
+from fxfuse.distillation.copies import TorchModel
 from fxfuse.distillation.recipe import Recipe
 from fxfuse.distillation.run import Run
 from fxfuse.distillation.shares import Shares
 from fxfuse.distillation.stopping import Stopping
 from fxfuse.distillation.student import Student, write_back
-from fxfuse.distillation.subjects import Subject, TorchModel
+from fxfuse.distillation.subjects import Subject
 from fxfuse.distillation.windows import Windows
 from fxfuse.divergence import Divergence
 from fxfuse.errors import InputError

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from fxfuse.distillation.subjects import Subject, TorchModel, as_module, copy_module
+from fxfuse.distillation.copies import TorchModel, as_module, copy_module
+from fxfuse.distillation.subjects import Subject
 from fxfuse.errors import InputError
 
 __all__ = ["Student", "write_back"]

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import warnings
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxfuse.distillation.attention import attend
+from fxfuse.distillation.copies import TorchModel, as_module, copy_module, hidden_size, prepare
 from fxfuse.errors import InputError
 from fxfuse.frontends.outputs import choose_output
 from fxfuse.frontends.protocol import Batch
-from fxfuse.passes.fx.calls import ASSERTIONS, name_of
 
-__all__ = ["Subject", "TorchModel"]
-
-TorchModel: TypeAlias = nn.Module | ExportedProgram
-"""An nn.Module (a GraphModule too) or a program of torch.export."""
+__all__ = ["Subject"]
 
 
 class Subject:
@@ -47,7 +39,7 @@ class Subject:
         self.inputs = _graph_inputs(self.module) if isinstance(self.module, fx.GraphModule) else None
         shapes = (self.inputs or {}).values()
         self.rows = next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
-        self.parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        self._hidden_size = hidden_size(self.module)
         tensors = (*self.module.parameters(), *self.module.buffers())
         self.device = tensors[0].device if tensors else torch.device("cpu")
 
@@ -102,13 +94,9 @@ class Subject:
         """The output that holds logits."""
         logits = getattr(found, "logits", None)
         if logits is None:
-            named = (
-                found.items()
-                if isinstance(found, Mapping)
-                else [("", each) for each in pytree.tree_leaves(found)]
-            )
-            names, values = zip(*named, strict=True)
-            chosen = choose_output(names, values, 0)
+            named = found if isinstance(found, Mapping) else dict(enumerate(pytree.tree_leaves(found)))
+            values = list(named.values())
+            chosen = choose_output([str(name) for name in named], values, self._hidden_size)
             logits = values[chosen[0]] if chosen is not None and chosen[1] else None
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise InputError(
@@ -116,58 +104,6 @@ class Subject:
                 "give a model that returns them."
             )
         return logits
-
-
-def as_module(model: TorchModel, role: str) -> nn.Module:
-    """The model as a module; that of a program shares its weights.
-
-    Raises:
-        InputError: It is no torch model.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    if not isinstance(model, ExportedProgram):
-        raise InputError(
-            f"The {role} must be an nn.Module, a GraphModule or an ExportedProgram, not "
-            f"{type(model).__name__}."
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return model.module(check_guards=False)
-
-
-def copy_module(module: nn.Module, role: str, weights: Mapping[str, nn.Parameter]) -> nn.Module:
-    """A copy that has `weights` where they are named, and for the rest the tensors of `module` itself."""
-    named = dict(module.named_parameters(remove_duplicate=False))
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*named.values(), *module.buffers())}
-    memo |= {id(named[name]): tensor for name, tensor in weights.items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return copy.deepcopy(module, memo)
-    except Exception as error:  # whatever a module holds that cannot be copied
-        raise InputError(
-            f"The {role} cannot be copied ({error}): give one that copy.deepcopy takes."
-        ) from error
-
-
-def prepare(module: nn.Module) -> None:
-    """Make a copy ready to be trained: no dropout, no cache, no assertions, attention that trains fast."""
-    config = getattr(module, "config", None)
-    if getattr(config, "use_cache", None):
-        config.use_cache = False  # type: ignore[union-attr]
-    if not isinstance(module, fx.GraphModule):
-        module.eval()
-    for graph in [each for each in module.modules() if isinstance(each, fx.GraphModule)]:
-        for node in list(graph.graph.nodes):
-            if node.op == "call_function" and name_of(node) in ASSERTIONS and not node.users:
-                graph.graph.erase_node(node)
-            elif node.target in (
-                F.scaled_dot_product_attention,
-                torch.ops.aten.scaled_dot_product_attention.default,
-            ):
-                node.target = attend
-        graph.recompile()
 
 
 def _graph_inputs(module: fx.GraphModule) -> dict[str, tuple[int | None, ...] | None]:

@@ -201,6 +201,25 @@ class _Masked(nn.Module):
         return {"hidden": attention_mask[..., None].float(), "logits": self.model(input_ids)}
 
 
+class _Tuple(nn.Module):
+    """Its hidden states, wider than its vocabulary, come first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.table, self.model = nn.Embedding(tiny.VOCABULARY, 50), model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.table(input_ids), self.model(input_ids)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_logits_are_told_from_hidden_states(exported):
+    student, teacher = _Tuple(tiny.student()).eval(), _Tuple(tiny.teacher()).eval()
+    student = export_module(student, tiny.data().fit[0]) if exported else student
+    result = distill(student, teacher, tiny.data(), trainable="model", **SHORT)
+    assert result.end.kl < 0.8 * result.start.kl
+
+
 def test_a_model_of_transformers():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
