@@ -77,7 +77,8 @@ def _check_model(
     another = "The plan is for another model"
     widths = {block.name: block.intermediate_size for block in blocks}
     if not blocks:
-        raise InputError(f"{another}: it has {len(plan.id.blocks)} FFN blocks, and none was found here.")
+        reason = f": {found.misses[0].where}: {found.misses[0].reason}" if found.misses else ""
+        raise InputError(f"The plan has {len(plan.id.blocks)} FFN blocks, and none was found here{reason}.")
     if blocks[0].hidden_size != plan.id.hidden_size:
         here = blocks[0].hidden_size
         raise InputError(f"{another}: its hidden size is {plan.id.hidden_size}, and here it is {here}.")

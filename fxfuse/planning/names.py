@@ -1,8 +1,8 @@
 """The same layer under the names that two tools give it: "model.layers.5.mlp" and "layers.5.mlp".
 
 1. A name that is the same is the same layer.
-2. Else where one name is the end of the other, and of no other layer's: a wrapper's prefix was added or
-   dropped.
+2. Else where one name is the end of the other ("layers.5.mlp") or its beginning ("model.layers.5"), and of no
+   other layer's: a wrapper's prefix was added or dropped, an optimiser left the layer's path alone.
 3. Else where they end alike from the word before their first number on ("layers.5.mlp"), or where that word,
    the number and the last word are the same ("block.5 ... DenseReluDense"), and of no other layer of either
    model: an exporter dropped modules between.
@@ -27,7 +27,7 @@ def pair_names(planned: Sequence[str], found: Sequence[str], *, ordered: bool) -
     if ordered and len(planned) == len(found) and not any(map(_tail, found)):
         return dict(zip(planned, found, strict=True))
     pairs = {name: name for name in planned if name in set(found)}
-    pairs |= _ends_of(
+    pairs |= _contained(
         [name for name in planned if name not in pairs], [name for name in found if name not in pairs]
     )
     for key in (_tail, _ends):
@@ -51,16 +51,16 @@ def _tail(name: str) -> str:
     return ".".join(parts[max(places[0] - 1, 0) :]) if places and len(parts) > 1 else ""
 
 
-def _ends_of(planned: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+def _contained(planned: Sequence[str], found: Sequence[str]) -> dict[str, str]:
     """Rule 2 among names that are left."""
-    both = [
-        (one, other)
-        for one in planned
-        for other in found
-        if f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
-    ]
+    both = [(one, other) for one in planned for other in found if _is_end(one, other) or _is_end(other, one)]
     ones, others = Counter(one for one, _ in both), Counter(other for _, other in both)
     return {one: other for one, other in both if ones[one] == others[other] == 1}
+
+
+def _is_end(one: str, other: str) -> bool:
+    """Whether `one` is the end of the path `other`, or its beginning."""
+    return f".{other}".endswith(f".{one}") or f"{other}.".startswith(f"{one}.")
 
 
 def _ends(name: str) -> str:

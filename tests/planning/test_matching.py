@@ -65,10 +65,11 @@ def test_names_that_say_nothing_are_taken_in_order() -> None:
 @pytest.mark.parametrize(
     ("made", "here", "sentence"),
     [
+        (plan([0, 1]), found(), "The plan has 6 FFN blocks, and none was found here."),
         (
             plan([0, 1]),
-            found(),
-            "The plan is for another model: it has 6 FFN blocks, and none was found here.",
+            found(misses=[Miss(NAMES[0], "its weights are computed")]),
+            "The plan has 6 FFN blocks, and none was found here: model.layers.0.mlp: its weights are computed.",
         ),
         (
             plan([0, 1]),

@@ -19,6 +19,8 @@ LAYERS = [f"model.layers.{index}.mlp" for index in range(3)]
             ["wrapped.model.layers.0.mlp", "wrapped.model.layers.1.mlp", "wrapped.model.layers.2.mlp"],
             [0, 1, 2],
         ),
+        (["model.layers.0", "model.layers.1", "model.layers.2"], [0, 1, 2]),
+        (["model.layers.0", "model.layers.10"], [0, None, None]),
         (["layers.0.mlp", "model.layers.1.mlp"], [0, 1, None]),
         (["layers.0.mlp", "layers.1.ffn", "layers.2.mlp"], [0, None, 2]),
         (["layers.0.block.mlp", "layers.1.mlp"], [0, 1, None]),
