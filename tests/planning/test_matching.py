@@ -69,7 +69,8 @@ def test_names_that_say_nothing_are_taken_in_order() -> None:
         (
             plan([0, 1]),
             found(misses=[Miss(NAMES[0], "its weights are computed")]),
-            "The plan has 6 FFN blocks, and none was found here: model.layers.0.mlp: its weights are computed.",
+            "The plan has 6 FFN blocks, and none was found here: model.layers.0.mlp: its weights are "
+            "computed.",
         ),
         (
             plan([0, 1]),
