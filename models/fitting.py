@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from models.decoder import Decoder
 from models.muon import Muon
 
-__all__ = ["Recipe", "fit", "initialise", "keep_freed_memory"]
+__all__ = ["Recipe", "fit", "initialise"]
 
 SHARES = 2  # threads, each with its share of every batch
 
@@ -127,24 +125,3 @@ def report_progress(done: int, steps: int, loss: float, seconds: float) -> None:
     """Print where a training run stands, and about how long it will still take."""
     left = seconds / done * (steps - done)
     print(f"  step {done}/{steps}  loss {loss:.3f}  {seconds:.0f} s, {left:.0f} s left", flush=True)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to hold on to freed memory, where there is glibc.
-
-    A step allocates and frees hundreds of megabytes. Handing them back to the system, and being given them
-    again page by page, can take more time than the arithmetic, most of all in a virtual machine.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is None:
-        return
-    trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8
-    for option, value in (
-        (arena_max, 1),
-        (mmap_threshold, 32 << 20),
-        (trim_threshold, 2**31 - 1),
-        (top_pad, 64 << 20),
-    ):
-        set_option(option, value)

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from fxfuse.distillation.memory import keep_freed_memory
 from models import corpus
 from models.card import write_card
 from models.checkpoint import load, store, write_whole
 from models.decoder import Decoder, DecoderConfig, LayerConfig
 from models.evaluate import nats_per_byte, predictor
-from models.fitting import Recipe, fit, initialise, keep_freed_memory
+from models.fitting import Recipe, fit, initialise
 from models.surgery import measure_importance, remove_attention
 
 __all__ = ["STYLES", "main"]
