@@ -1,5 +1,5 @@
 # One way to do each thing. Every target sets up .venv first, with the versions of constraints.txt.
-#   make demo | test | lint | format | bench | coverage | clean          PYTHON=python3.12 make test  chooses the interpreter
+#   make demo | test | lint | format | bench | coverage | quality | clean          PYTHON=python3.12 make test  chooses the interpreter
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench coverage clean
+.PHONY: help demo test lint format bench coverage quality clean
 
 help:
 	@sed -n '1,2s/^# *//p' Makefile
@@ -44,6 +44,11 @@ bench: $(STAMP)
 # Every family in every form: some minutes.
 coverage: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.coverage_table --workers $(WORKERS)
+
+# What fusing costs on the trained models and what is won back: an hour.
+quality: $(STAMP)
+	@$(BIN)/python -m tools.quality_table
+	@$(BIN)/python -m tools.whole_way
 
 # The virtual environment stays: rm -rf .venv for a fresh one.
 clean:

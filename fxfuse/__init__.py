@@ -29,13 +29,17 @@ if TYPE_CHECKING:
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
     from fxfuse.calibration import Calibration
+    from fxfuse.compression.run import compress
     from fxfuse.distillation.api import distill
-    from fxfuse.export import export_onnx
+    from fxfuse.export import export_onnx, export_program
     from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
+    from fxfuse.page.api import write_page
     from fxfuse.planning.choose import plan
     from fxfuse.planning.records import Plan
-    from fxfuse.page.api import write_page
+    from fxfuse.removal.api import remove_attention
+    from fxfuse.removal.choosing import choose_attention
+    from fxfuse.removal.onnx_api import remove_attention_onnx
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
     from fxfuse.splitting import split_onnx
@@ -53,13 +57,18 @@ __all__ = [
     "__version__",
     "analyze",
     "backend",
+    "choose_attention",
+    "compress",
     "distill",
     "export_onnx",
+    "export_program",
     "fuse",
     "fuse_onnx",
     "inspect_model",
     "nodes_off_cuda",
     "plan",
+    "remove_attention",
+    "remove_attention_onnx",
     "reports",
     "session",
     "split_onnx",
@@ -75,6 +84,8 @@ _HOMES = {
     "fuse": "torch_api",
     "fuse_onnx": "onnx_api",
     "export_onnx": "export",
+    "export_program": "export",
+    "compress": "compression.run",
     "distill": "distillation.api",
     "inspect_model": "inspection.api",
     "plan": "planning.choose",
@@ -84,6 +95,9 @@ _HOMES = {
     "Report": "report",
     "session": "sessions",
     "split_onnx": "splitting",
+    "remove_attention": "removal.api",
+    "remove_attention_onnx": "removal.onnx_api",
+    "choose_attention": "removal.choosing",
     "nodes_off_cuda": "sessions",
     "write_page": "page.api",
 }

@@ -6,7 +6,7 @@ d, the group's own angular error, needs only its FFNs. To second order the KL is
 error of the stream, so p is near 1. c and p are fitted by least squares over all measured segments, with a c
 of its own for every chain that has some. On the demo model's chain of seven FFNs d ranks the 21 groups like
 their KL with a Spearman of .99, the input drift with .97 to .98, the sum of M with .97; fitted on the pairs
-and the whole chain alone it misses the others' KL by 15 %.
+alone it misses the others' KL by 15 %.
 """
 
 from __future__ import annotations

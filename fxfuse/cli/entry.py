@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import analyze, distill, fuse, inspect, page, plan, split
+from fxfuse.cli import analyze, compress, distill, fuse, inspect, page, plan, split
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
@@ -24,8 +24,9 @@ from fxfuse.signals import Terminated, terminable
 __all__ = ["explain", "main", "parser"]
 
 COMMANDS = {
-    "distill": distill,
     "analyze": analyze,
+    "compress": compress,
+    "distill": distill,
     "fuse": fuse,
     "inspect": inspect,
     "page": page,
