@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeGuard
 
 import ml_dtypes
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from .errors import InputError
+from .head_sizes import head_sizes
 
 __all__ = ["Dim", "InputSpec", "dim_names", "dim_size", "is_float", "is_int", "is_name", "specs_of"]
 
@@ -47,7 +48,12 @@ def specs_of(model: onnx.ModelProto) -> list[InputSpec]:
     """
     given = {tensor.name for tensor in model.graph.initializer}
     given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    return [_spec_of(value) for value in model.graph.input if value.name not in given]
+    specs = [_spec_of(value) for value in model.graph.input if value.name not in given]
+    sizes = head_sizes(model)
+    return [
+        replace(each, shape=(*each.shape[:-1], sizes[each.name])) if each.name in sizes else each
+        for each in specs
+    ]
 
 
 def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int | None:

@@ -27,6 +27,9 @@ from fxfuse.passes.view import Op, Operand, View
 __all__ = ["Attention", "StreamUpdate", "find_attention", "layer_numbers", "stream_updates"]
 
 _CROSS = "cross attention"
+_SELF = ("GroupQueryAttention", "PagedAttention", "SparseAttention")
+"""Operators that are self attention by what they are; queries, keys and values may be packed."""
+_REACH = 64
 _KINDS = ("attention", _CROSS, "ffn", "experts", "other")
 _CACHE_RANK = 4  # batch, heads, positions, head size
 
@@ -127,13 +130,17 @@ class _Reader:
         return list(_numbered(found))
 
     def cache(self, update: StreamUpdate, parts: Sequence[Branch]) -> tuple[Value, ...]:
-        """Keys and values that the graph returns: outputs of their rank that are not mixed yet."""
+        """Keys and values that the graph returns: outputs of their rank, made before they are mixed."""
         mixed = self._mixed(update, parts)
-        return tuple(
-            value
-            for value in sorted(update.interior, key=self.branches.order)
-            if self.view.is_output(value) and value not in mixed and self._is_cache(value)
-        )
+        stack, seen = list(self._behind_norm(update, parts) - mixed), dict[Value, None]()
+        while stack:
+            value = stack.pop()
+            if value in seen or value in mixed or value == update.out or value in self.states:
+                continue
+            seen[value] = None
+            stack += self.view.readers(value)
+        found = [each for each in seen if self.view.is_output(each) and self._is_cache(each)]
+        return tuple(sorted(found, key=self.branches.order))
 
     def objection(self, update: StreamUpdate, parts: Sequence[Branch], cache: Sequence[Value]) -> str | None:
         """Why an update with attention in it cannot be left out; None where it can."""
@@ -193,12 +200,37 @@ class _Reader:
         """Whether keys and values come from elsewhere than the stream that the queries come from."""
         if self.branches.reads_elsewhere(part, own):
             return True
-        matrices = [self._matrices(value) for value in part.values if self._mixes(value)]
-        inside = [sum(self.branches.state_of(each) is not None for each in each_) for each_ in matrices]
-        # One operand from the stream alone: packed where the others are weights or left out.
-        return bool(matrices) and all(
-            count < 2 and len(each) > count for count, each in zip(inside, matrices, strict=True)
-        )
+        mixing = [value for value in part.values if self._mixes(value)]
+        return bool(mixing) and all(self._mixes_elsewhere(value) for value in mixing)
+
+    def _mixes_elsewhere(self, value: Value) -> bool:
+        """Whether an operator has one matrix of the stream, and takes another from a product elsewhere."""
+        op, matrices = self.view.op(value), self._matrices(value)
+        own = [self.branches.state_of(each) is not None for each in matrices]
+        if op is None or op.kind in _SELF or sum(own) > 1:
+            return False
+        others = [each for each, is_own in zip(matrices, own, strict=True) if not is_own]
+        return any(self._is_projected(each) for each in others)
+
+    def _is_projected(self, operand: Operand) -> bool:
+        """Whether a value is a product that is not of the stream, or such keys and values as an input."""
+        stack, seen = list(values_in(Op("", (operand,)))), set[Value]()
+        while stack and len(seen) < _REACH:
+            value = stack.pop()
+            op = self.view.op(value)
+            if value in seen or self.view.is_constant(value) or (op is not None and op.kind == "shape"):
+                continue
+            seen.add(value)
+            if is_product(self.view, value):
+                return True
+            if op is None and self._holds_vectors(value):
+                return True
+            stack += list(values_in(op)) if op is not None else []
+        return False
+
+    def _holds_vectors(self, value: Value) -> bool:
+        shape, dtype = self.view.shape(value), self.view.dtype(value)
+        return "float" in (dtype or "") and shape is not None and len(shape) > 2
 
     def _mixes(self, value: Value) -> bool:
         """Whether an operator takes matrices that are no weights: queries with keys, or with all of them."""
@@ -224,32 +256,20 @@ class _Reader:
     def _mixed(self, update: StreamUpdate, parts: Sequence[Branch]) -> set[Value]:
         """What is computed from the attention's own result, or from the softmax inside of it."""
         found = {part.told_by for part in parts if part.told_by is not None}
-        siblings = {each for each in found if self._gives_more(each)}
         for value in sorted(update.interior, key=self.branches.order):
             op = self.view.op(value)
-            if op is not None and value not in found and found.intersection(values_in(op)):
-                found |= {value} if not self._is_part_of(value, siblings) else set()
+            if op is not None and found.intersection(values_in(op)):
+                found.add(value)
         return found
-
-    def _gives_more(self, value: Value) -> bool:
-        op = self.view.op(value)
-        return op is not None and "attention" in op.kind.lower()
-
-    def _is_part_of(self, value: Value, siblings: set[Value]) -> bool:
-        """Whether a value is another result of the attention operator itself, as getitem gives it."""
-        op = self.view.op(value)
-        return op is not None and op.kind == "getitem" and bool(siblings.intersection(values_in(op)))
 
     def _tap(self, update: StreamUpdate, parts: Sequence[Branch], cache: Sequence[Value]) -> str | None:
         """What else wants a value that the attention computes behind its norm."""
         view, allowed = self.view, update.interior | {update.out}
         for value in sorted(self._behind_norm(update, parts), key=self.branches.order):
-            if value in cache:
-                continue
-            if view.is_output(value):
+            if view.is_output(value) and value not in cache:
                 return f"its value {view.node_name(value)} is also a graph output"
             for reader in view.readers(value):
-                if self._leads_outside(reader, allowed):
+                if self._leads_outside(reader, allowed.union(cache)):
                     return f"its value {view.node_name(value)} is also read by {view.node_name(reader)}"
         return None
 

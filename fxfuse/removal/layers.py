@@ -74,7 +74,9 @@ class _Tracer(fx.Tracer):
         for each in list(inspect.signature(root_fn).parameters.values())[1:]:
             stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")  # type: ignore[call-overload]
             optional = stars or each.default is not each.empty
-            place = self.create_proxy("placeholder", stars + each.name, (None,) if optional and not stars else (), {})
+            place = self.create_proxy(
+                "placeholder", stars + each.name, (None,) if optional and not stars else (), {}
+            )
             given += [] if optional else [place]
         return root_fn, given
 
@@ -96,8 +98,8 @@ def _without(layer: nn.Module, child: str, name: str) -> tuple[list[fx.Node], fx
     except Exception as error:  # a forward may do anything with what it is given
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"The forward of {type(layer).__name__}, which holds {name}, cannot be read ({first}): export the "
-            "model and remove attention from the program."
+            f"The forward of {type(layer).__name__}, which holds {name}, cannot be read ({first}): export "
+            "the model and remove attention from the program."
         ) from error
     module = fx.GraphModule(layer, graph)  # so that the graph knows what its calls do
     nodes = list(graph.nodes)
@@ -107,8 +109,8 @@ def _without(layer: nn.Module, child: str, name: str) -> tuple[list[fx.Node], fx
     total = next((node for node in nodes if _joins(node, stream, touched)), None)
     if len(calls) != 1 or total is None:
         raise InputError(
-            f"The forward of {type(layer).__name__} does not add {name} to what it is given: export the model "
-            "and remove attention from the program."
+            f"The forward of {type(layer).__name__} does not add {name} to what it is given: export the "
+            "model and remove attention from the program."
         )
     (x,) = (each for each in total.all_input_nodes if each not in touched)
     total.replace_all_uses_with(x)
@@ -138,8 +140,10 @@ def _joins(node: fx.Node, stream: set[fx.Node], touched: set[fx.Node]) -> bool:
     if node.op not in ("call_function", "call_method") or name_of(node) not in _ADDS:
         return False
     operands = node.all_input_nodes
-    return len(operands) == 2 and sum(each in touched for each in operands) == 1 and all(
-        each in stream for each in operands
+    return (
+        len(operands) == 2
+        and sum(each in touched for each in operands) == 1
+        and all(each in stream for each in operands)
     )
 
 
@@ -196,7 +200,11 @@ def _namesake(old: type, training: _Source, evaluation: _Source) -> type:
     def reduce(self: Any, _protocol: int) -> tuple[Any, ...]:
         return _restore, (old, training, evaluation), self.__dict__
 
-    parts = {"forward": functions[1] if same else forward, "__reduce_ex__": reduce, "__module__": old.__module__}
+    parts = {
+        "forward": functions[1] if same else forward,
+        "__reduce_ex__": reduce,
+        "__module__": old.__module__,
+    }
     return type(old.__name__, (old,), parts)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fxfuse.frontends.torch_graph import TorchGraph
 from fxfuse.frontends.torch_model import read_torch
 from fxfuse.passes.attention import Attention, find_attention
 from fxfuse.removal.layers import take_out
+from fxfuse.removal.running import run_without
 from fxfuse.removal.which import Which, select
 
 __all__ = ["remove_from_module"]
@@ -37,31 +39,39 @@ def remove_from_module(
         attentions = select(which, *find_attention(front.view))
         made = model if inplace else copy.deepcopy(model)
         places = [_place(made, front, each) for each in attentions]
-        if inplace:  # before anything is changed
+        with _undone([made.get_submodule(path) for path, _, _ in places]):
             for path, child, name in places:
-                take_out(copy.copy(_shallow(made.get_submodule(path))), child, name)
-        for path, child, name in places:
-            take_out(made.get_submodule(path), child, name)
-        _verify(made, front, attentions, batch)
-        if cache:
-            _verify_cache(made, attentions, batch)
+                take_out(made.get_submodule(path), child, name)
+            _verify(made, front, attentions, batch)
+            if cache:
+                _verify_cache(made, attentions, batch)
     finally:
         model.train(was)
     return made.train(was)
 
 
-def _shallow(layer: nn.Module) -> nn.Module:
-    """A layer with tables of its own over the same children and parameters."""
-    own = copy.copy(layer)
-    for held in ("_modules", "_parameters", "_buffers"):
-        own.__dict__[held] = dict(own.__dict__[held])
-    return own
+@contextlib.contextmanager
+def _undone(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put layers back as they were where something fails inside."""
+    tables = ("_modules", "_parameters", "_buffers")
+    owners = dict.fromkeys(module for layer in layers for module in layer.modules())
+    held = [(owner, type(owner), {name: dict(getattr(owner, name)) for name in tables}) for owner in owners]
+    try:
+        yield
+    except BaseException:
+        for owner, kind, before in held:
+            owner.__class__ = kind
+            for name, table in before.items():
+                getattr(owner, name).update(table)
+        raise
 
 
 def _drawn(model: nn.Module) -> Batch:
     """A few token ids, which every language model knows."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
-        raise InputError("The model takes no input_ids, so give batch=: an example of what it takes, by name.")
+        raise InputError(
+            "The model takes no input_ids, so give batch=: an example of what it takes, by name."
+        )
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
     return {"input_ids": torch.arange(2 * _TOKENS, device=device).reshape(2, _TOKENS)}
 
@@ -106,19 +116,10 @@ def _result(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """The output to compare: logits, or the first that holds real numbers."""
     chosen = choose_output([""] * len(values), values, 0)
     if chosen is None:
-        raise InputError("The model gives nothing that could be compared: let it return logits or hidden states.")
+        raise InputError(
+            "The model gives nothing that could be compared: let it return logits or hidden states."
+        )
     return values[chosen[0]]
-
-
-def run_without(
-    front: Any, batch: Batch, wanted: Sequence[Any], attentions: Sequence[Attention]
-) -> list[torch.Tensor]:
-    """Values behind the last of `attentions`, in order, when all of them are left out."""
-    known: dict[Any, torch.Tensor] = {}
-    for attention in attentions:
-        (x,) = front.run(batch, [attention.x], known)
-        known = {attention.x: x, attention.out: x}  # an FFN beside it reads x too
-    return list(front.run(batch, wanted, known))
 
 
 def _verify_cache(model: Any, attentions: Sequence[Attention], batch: Batch) -> None:
@@ -138,6 +139,6 @@ def _verify_cache(model: Any, attentions: Sequence[Attention], batch: Batch) -> 
             error = float("inf")
     if not error <= _TOLERANCE.get(whole.dtype, 1e-3):
         raise InputError(
-            f"Without {attentions[0].name} the model's cache goes wrong, since it takes its length from the first "
-            "attention of each kind: keep that one, or pass cache=False and run the model without a cache."
+            f"Without {attentions[0].name} the model's cache goes wrong, since it takes its length from the "
+            "first attention of each kind: keep that one, or pass cache=False and run without a cache."
         )

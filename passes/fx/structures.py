@@ -53,7 +53,7 @@ def _by_child(kind: Any, context: Any, children: Sequence[pytree.TreeSpec | None
 
 
 def _by_layer(spec: pytree.TreeSpec, places: Sequence[int], gone: frozenset[int]) -> Any:
-    """What a cache notes of each layer, for those that are left: its children are lists that lost the same."""
+    """What a cache notes of each layer, for those left: its children are lists that all lost the same."""
     lists = spec.children()
     context = spec.context
     if not isinstance(context, (list, tuple)) or any(child.type is not list for child in lists):
