@@ -51,4 +51,4 @@ def remove_attention(
         raise InputError(
             f"remove_attention takes a module, GraphModule or ExportedProgram, not {type(model).__name__}."
         )
-    return cast(Model, remove_from_module(model, which, batch, inplace=inplace, cache=cache))
+    return remove_from_module(model, which, batch, inplace=inplace, cache=cache)

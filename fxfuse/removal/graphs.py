@@ -153,7 +153,7 @@ def _calls(
     old: ExportedProgram, users: Sequence[Any], gone: Collection[str], outputs: Sequence[int]
 ) -> list[Any]:
     """The program's own signature as a call, without the inputs and outputs that went."""
-    entries = copy.deepcopy(old.module_call_graph)
+    entries: list[Any] = copy.deepcopy(old.module_call_graph)
     own = entries[0].signature
     dead = [place for place, spec in enumerate(users) if spec.arg.name in gone]
     if own is None or not (dead or outputs):
@@ -170,7 +170,7 @@ def _examples(old: ExportedProgram, dead: Sequence[int]) -> Any:
     if old.example_inputs is None or not dead:
         return old.example_inputs
     flat, spec = pytree.tree_flatten(old.example_inputs)
-    if spec.num_leaves != old.call_spec.in_spec.num_leaves or spec != old.call_spec.in_spec:  # type: ignore[union-attr]
+    if spec.num_leaves != old.call_spec.in_spec.num_leaves or spec != old.call_spec.in_spec:
         return None
     left = [each for place, each in enumerate(flat) if place not in dead]
     return pytree.tree_unflatten(left, prune(spec, dead))

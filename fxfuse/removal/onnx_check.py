@@ -42,7 +42,7 @@ def check_written(
     """
     left = {each.name for each in written.model.graph.output}
     names = [each.name for each in source.graph.output if renamed.get(each.name, each.name) in left]
-    failures = []
+    failures: list[str] = []
     for batch in _batches(source, failures):
         try:
             expected = run_without(original, batch, names, attentions)

@@ -12,7 +12,7 @@ r"""Take attentions out of an ONNX model, with all that only served them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
@@ -43,7 +43,7 @@ def bypass(model: onnx.ModelProto, attentions: Sequence[Attention]) -> onnx.Mode
     for out, x in left.items():
         if out in returned:
             _give(made.graph, out, x)
-    _drop_dead(made.graph, _reads(model.graph))
+    _drop_dead(made.graph, set(_reads(model.graph)))
     _keep_read(model.graph, made.graph)
     return made
 
@@ -73,13 +73,13 @@ def _give(graph: onnx.GraphProto, out: str, x: str) -> None:
     graph.node.insert(place + 1, onnx.helper.make_node("Identity", [x], [out], f"{out}/Identity"))
 
 
-def _drop_dead(graph: onnx.GraphProto, read_before: Collection[str]) -> None:
+def _drop_dead(graph: onnx.GraphProto, read_before: set[str]) -> None:
     """Remove nodes that nothing reads, though something did before."""
     needed = {each.name for each in graph.output}
     kept = []
     for node in reversed(graph.node):
         names = set(filter(None, node.output))
-        if names & needed or (names and not names & set(read_before)):
+        if names & needed or (names and not names & read_before):
             kept.append(node)
             needed.update(subgraph_reads(node))
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
