@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -43,18 +44,20 @@ class Learning:
         ]
         others = [name for name in self.masters if name not in inside]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
-        if inside:
-            moved = [self.masters[name] for name in inside]
-            muon = torch.optim.Muon(moved, lr=recipe.peak, weight_decay=0.0)
-            self.optimizers.append((muon, recipe.peak))
+        for half in (inside[::2], inside[1::2]):  # two, which two threads step at once
+            if half:
+                moved = [self.masters[name] for name in half]
+                muon = torch.optim.Muon(moved, lr=recipe.peak, weight_decay=0.0)
+                self.optimizers.append((muon, recipe.peak))
         if others:
             rate = recipe.peak if recipe.optimizer == "adamw" else RATES["adamw"]
             moved = [self.masters[name] for name in others]
-            adam = torch.optim.AdamW(moved, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+            fused = student.device.type in ("cpu", "cuda")
+            adam = torch.optim.AdamW(moved, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
             self.optimizers.append((adam, rate))
 
     @torch.no_grad()
-    def update(self, step: int, gradients: Sequence[Tensor]) -> bool:
+    def update(self, step: int, gradients: Sequence[Tensor], pool: Executor) -> bool:
         """Move the weights by the gradients of a step; False, and nothing moves, if they are not finite."""
         masters = list(self.masters.values())
         exact = [gradient.to(master.dtype) for master, gradient in zip(masters, gradients, strict=True)]
@@ -67,8 +70,9 @@ class Learning:
         for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * self.recipe.rate_at(step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        list(pool.map(lambda each: each[0].step(), self.optimizers))
+        for master in masters:
+            master.grad = None
         self._round()
         return True
 

@@ -79,7 +79,7 @@ class Run:
             FxfuseError: The loss or the gradient is not finite; the weights are as they were before the step.
         """
         loss, gradients = self.shares.gradients(self.windows.draw(self.step))
-        if not math.isfinite(loss) or not self.learning.update(self.step, gradients):
+        if not math.isfinite(loss) or not self.learning.update(self.step, gradients, self.shares.pool):
             raise FxfuseError(
                 f"The loss or its gradient is not finite at step {self.step + 1}, so no model was written: "
                 f"lower the learning rate of {self.recipe.peak:g}."

@@ -48,24 +48,24 @@ class Shares:
     def __enter__(self) -> Shares:
         each = max(1, self._threads // self.count)
         torch.set_num_threads(each)
-        self._pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(each,))
+        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(each,))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """`function` of every item, in order, no more of them in memory than there are threads."""
         for start in range(0, len(items), self.count):
-            yield from self._pool.map(function, items[start : start + self.count])
+            yield from self.pool.map(function, items[start : start + self.count])
 
     def gradients(self, batch: Batch) -> tuple[float, list[Tensor]]:
         """The mean divergence of a batch, and the gradient of its mean loss for every learned weight."""
         tokens = max(1, count_tokens(batch))
         units = -(-self.recipe.batch_size // (self.rows or 1))
         share = -(-units // self.count) * (self.rows or 1)
-        return _sum(self._pool.map(lambda part: self._share(part, tokens), cut(batch, share)))
+        return _sum(self.pool.map(lambda part: self._share(part, tokens), cut(batch, share)))
 
     def _share(self, part: Batch, tokens: int) -> tuple[float, list[Tensor]]:
         pieces = cut(part, self.rows) if self.rows else [dict(part)]
