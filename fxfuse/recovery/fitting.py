@@ -69,7 +69,7 @@ class Fitting:
     def _solver(self, wide: Wide) -> OutputSolver:
         given = (self.ffn, self.fit, wide)
         if self.solver == "direct":
-            return Direct(*given)
+            return Direct(*given, self.progress)
         if self.solver == "blocks":
             return Blocks(*given, self.options.sweeps, self.options.memory)
         return Gradients(*given, self.options.iterations)

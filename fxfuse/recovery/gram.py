@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from fxfuse.passes.weights import Wide
+from fxfuse.progress import Progress, silent, track
 from fxfuse.recovery.ffn import WideFfn, pieces
 from fxfuse.recovery.tokens import GroupTokens
 
@@ -24,11 +25,12 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Gram:
     """A'A [width, width] and A'R [width, hidden] over all tokens of a part."""
 
-    def __init__(self, ffn: WideFfn, tokens: GroupTokens, wide: Wide) -> None:
+    def __init__(self, ffn: WideFfn, tokens: GroupTokens, wide: Wide, progress: Progress = silent) -> None:
         width, hidden = wide.down.shape[1], wide.down.shape[0]
         self.matrix = torch.zeros(width, width, dtype=torch.float64, device=wide.down.device)
         self.moment = self.matrix.new_zeros(width, hidden)
-        for inner, residual in residual_rows(ffn, tokens, wide):
+        places = track(tokens.places, "adding up the Gram matrix", progress)
+        for inner, residual in residual_rows(ffn, tokens, wide, places):
             symmetric_sum(self.matrix, inner)
             self.moment.addmm_(inner.T, residual)
         mirror(self.matrix)
@@ -54,7 +56,7 @@ def residual_rows(
     down = wide.down.double()
     for place in tokens.places if places is None else places:
         given = tokens.at(place)
-        missing = (given.end - given.x).double()
+        missing = given.end.double() - given.x.double()
         if wide.down_bias is not None:
             missing = missing - wide.down_bias.double()
         parts = pieces(missing, wide)

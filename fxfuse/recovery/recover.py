@@ -32,7 +32,7 @@ from fxfuse.recovery.records import GroupRecovery, Recovered, RecoveryOptions
 from fxfuse.recovery.streams import Stream
 from fxfuse.recovery.tokens import GroupTokens
 
-__all__ = ["recover"]
+__all__ = ["recover", "unrounded"]
 
 Group = Sequence[Block]
 
@@ -122,7 +122,7 @@ class _Run:
         held_out = GroupTokens(self.held_out, blocks, self.judged.key(index))
         dtype = constant(self.front.view, blocks[0].ffn.down.weight, None).dtype
         fitting = Fitting(ffn, fit, held_out, self.options, dtype, self.progress)
-        tried = candidates(fitting, _unrounded(self.front, blocks))
+        tried = candidates(fitting, unrounded(self.front, blocks))
         judgement = Judgement(ffn, self.judged, index, self.logits, self.progress)
         decision = judgement.decide(tried[0], winners(tried))
         report = GroupRecovery(
@@ -154,7 +154,7 @@ def _logits(front: Runnable, calibration: Calibration) -> Value | None:
         return None
 
 
-def _unrounded(front: Runnable, blocks: Group) -> Wide:
+def unrounded(front: Runnable, blocks: Group) -> Wide:
     """The naive wide weights, folded in float64 and held in float32."""
 
     def allocate(rows: int, columns: int, *, dtype: torch.dtype, device: Any) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 
 from fxfuse.passes.weights import Wide
+from fxfuse.progress import Progress, silent
 from fxfuse.recovery.ffn import WideFfn, rows_of
 from fxfuse.recovery.gram import Gram, inner_rows, mirror, residual_rows, symmetric_sum
 from fxfuse.recovery.tokens import GroupTokens
@@ -52,8 +53,8 @@ class Direct:
 
     name = "direct"
 
-    def __init__(self, ffn: WideFfn, tokens: GroupTokens, wide: Wide) -> None:
-        self.gram = Gram(ffn, tokens, wide)
+    def __init__(self, ffn: WideFfn, tokens: GroupTokens, wide: Wide, progress: Progress = silent) -> None:
+        self.gram = Gram(ffn, tokens, wide, progress)
 
     def solve(self, penalty: float) -> torch.Tensor | None:
         """See `OutputSolver.solve`."""
