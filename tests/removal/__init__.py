@@ -1,0 +1,1 @@
+"""Attention removal, held against models whose attention was removed by hand."""
