@@ -44,6 +44,9 @@ from fxfuse.torch_api import fuse
 
 __all__ = ["compress"]
 
+_CHOICE_TOKENS = 16_384
+"""Tokens that attentions are chosen on, at most: every round measures every attention that is left."""
+
 
 def compress(
     model: nn.Module | ExportedProgram,
@@ -158,8 +161,9 @@ class _Way:
         if which is not None:
             chosen = which
         else:
+            data = self.measured.limit(_CHOICE_TOKENS)
             choice = choose_attention(
-                self.stock, self.measured, max_kl=max_kl, memory=self.memory, progress=self.progress
+                self.stock, data, max_kl=max_kl, memory=self.memory, progress=self.progress
             )
             if not choice.steps:
                 raise InputError(f"No attention can be removed within {max_kl:g} nats: {choice.stopped}.")
