@@ -29,8 +29,10 @@ AnyPath: TypeAlias = "str | os.PathLike[str]"
 
 
 def default_output(model_path: AnyPath) -> Path:
-    """MODEL.fused.onnx beside MODEL.onnx."""
+    """MODEL.fused.onnx beside MODEL.onnx, MODEL.fused.pt2 beside MODEL.pt2."""
     path = Path(model_path)
+    if path.suffix == ".pt2":
+        return path.with_suffix(".fused.pt2")
     return path.parent / f"{path.stem if path.suffix == '.onnx' else path.name}.fused.onnx"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fxfuse.budget import Budget
 from fxfuse.cli import data
 from fxfuse.cli.codes import DONE, NOTHING
+from fxfuse.cli.programs import fuse_program, is_program
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.files import default_output
 from fxfuse.report_file import check_report_place, write_report
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
 
-HELP = "fuse the FFN chains of an ONNX model"
+HELP = "fuse the FFN chains of an ONNX model or a torch.export program"
 DESCRIPTION = (
     "Find runs of norm-FFN residual blocks in an ONNX model, make each run one wide FFN, verify it in ONNX "
-    "Runtime and write the result."
+    "Runtime and write the result. A .pt2 file of torch.export is fused in torch, measured on --data."
 )
 EPILOG = (
     "exit codes: 0 written; 1 verification failed; 2 bad arguments or input; 3 nothing to fuse, or nothing "
@@ -36,9 +37,9 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     """The arguments; their names are the fields of `Budget` wherever they mean the same."""
     defaults = Budget()
     found.add_argument(
-        "model", type=Path, metavar="MODEL.onnx", help="the model; its external data lie beside it"
+        "model", type=Path, metavar="MODEL", help="an ONNX file, its external data beside it; or a .pt2 file"
     )
-    found.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="default: MODEL.fused.onnx")
+    found.add_argument("-o", "--output", type=Path, metavar="OUT", help="default: MODEL.fused.onnx or .pt2")
     found.add_argument(
         "--inputs", action="append", metavar="FILE.npz", default=None,
         help="a sample to measure on, one array per graph input; may be repeated (default: drawn)",
@@ -115,6 +116,12 @@ def run(options: argparse.Namespace, told: Callable[[BaseException], str]) -> in
 def _fuse(options: argparse.Namespace, report: Report) -> None:
     budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
     Budget.of(budget)  # before anything that takes time
+    if is_program(options.model):
+        from fxfuse.screen import show_steps
+
+        with show_steps() as progress:
+            fuse_program(options, report, budget, progress)
+        return
     if (options.recover is None) != (options.data is None):
         given, missing = ("--data", "--recover") if options.recover is None else ("--recover", "--data")
         raise InputError(f"{given} needs {missing} beside it: recovery corrects weights on data.")

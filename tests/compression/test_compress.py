@@ -91,8 +91,8 @@ def test_the_page_reads_its_files(run: tuple[Any, Path], tmp_path: Path) -> None
 
 
 def test_attention_is_chosen_under_a_budget(tmp_path: Path) -> None:
-    found = compress(tmp_path / "out", which=None, max_kl_attention=10.0, recover=None, polish_steps=0, depth=None,
-                     max_kl=10.0, heal_steps=0)  # fmt: skip
+    options = {"recover": None, "polish_steps": 0, "depth": None, "max_kl": 10.0, "heal_steps": 0}
+    found = compress(tmp_path / "out", which=None, max_kl_attention=10.0, **options)
     assert [stage.name for stage in found.stages] == [
         "stock model", "attention removed", "fused", "exported",
     ]  # fmt: skip
