@@ -2,6 +2,7 @@
 
     python -m tools.quality_table                       both models, about an hour on two cores
     python -m tools.quality_table --models demo --max-bytes 20480 --tokens 20480     a quick look
+    python -m tools.quality_table --parts ranking       some parts again, into the figures kept
     python -m tools.quality_table --render              the page again, from the figures kept
 
 The figures of each model go to benchmarks/quality-NAME.json as soon as they are complete.
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,18 @@ from tools.quality.text import render
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def study(name: str, max_bytes: int, tokens: int) -> dict[str, Any]:
-    """All figures of one model."""
+PARTS: dict[str, Callable[[Study], Any]] = {
+    "whole_run": Study.whole_run,
+    "planned": lambda made: {str(depth): made.planned(depth) for depth in (2, 3)},
+    "ranking": Study.ranking,
+    "brute_force": Study.brute_force,
+    "removing": Study.removing,
+    "sweep": Study.sweep,
+}
+
+
+def study(name: str, max_bytes: int, tokens: int, parts: Sequence[str]) -> dict[str, Any]:
+    """The figures of one model."""
     started = time.monotonic()
 
     def tell(text: str) -> None:
@@ -47,13 +59,7 @@ def study(name: str, max_bytes: int, tokens: int) -> dict[str, Any]:
         "machine": (
             f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores."
         ),
-        "whole_run": made.whole_run(),
-        "planned": {str(depth): made.planned(depth) for depth in (2, 3)},
-        "ranking": made.ranking(),
-        "brute_force": made.brute_force(),
-        "removing": made.removing(),
-        "sweep": made.sweep(),
-        "minutes": round((time.monotonic() - started) / 60, 1),
+        **{part: PARTS[part](made) for part in parts},
     }
 
 
@@ -67,13 +73,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=81_920, help="training bytes to fit and choose on")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality.md")
     parser.add_argument("--figures", type=Path, default=ROOT / "benchmarks", help="folder of the figures")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="measure only these again")
     parser.add_argument("--render", action="store_true", help="only write the page, from the figures kept")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name in options.models:
         path = options.figures / f"quality-{name}.json"
         if not options.render:
-            figures = study(name, options.max_bytes, options.tokens)
+            known = json.loads(path.read_text(encoding="utf-8")) if options.parts else {}
+            parts = options.parts or list(PARTS)
+            figures = known | study(name, options.max_bytes, options.tokens, parts)
             write_text(path, json.dumps(figures, indent=1) + "\n")
         found[name] = json.loads(path.read_text(encoding="utf-8"))
     page = render(found)

@@ -1,4 +1,4 @@
-"""log KL = c + p log d, fitted on what was measured; c by chain."""
+"""log KL = c_b + p log d, fitted on what was measured; c by the end b, or by chain."""
 
 import math
 
@@ -34,6 +34,14 @@ def test_chains_share_the_slope_and_differ_in_level():
 def test_a_chain_without_a_measurement_takes_the_mean_level():
     found = predicted(segment(0, 0.01, 0.02), segment(1, 0.01, 0.08), segment(2, 0.01))
     assert found[2] == pytest.approx(0.04)
+
+
+def test_ends_differ_in_level_and_share_the_slope():
+    """Pairs tell the level of each end, the whole chain the slope"""
+    ends = [Segment(0, b - 1, b, 0.1, 10.0, 0.1, cosine_distance=0.01, kl=0.01 * b) for b in (1, 2, 3)]
+    whole = Segment(0, 0, 3, 0.1, 10.0, 0.1, cosine_distance=0.1, kl=0.3 * 10**0.2)
+    left = Segment(0, 0, 2, 0.1, 10.0, 0.1, cosine_distance=0.1)
+    assert predicted(*ends, whole, left)[-1] == pytest.approx(0.2 * 10**0.2)
 
 
 def test_nothing_measured_predicts_nothing():

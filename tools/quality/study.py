@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from fxfuse.analysis.api import measure
 from fxfuse.analysis.changes import Change
 from fxfuse.analysis.measure import Measurements
+from fxfuse.analysis.prediction import predict
 from fxfuse.analysis.ranking import spearman
 from fxfuse.analysis.records import Analysis
 from fxfuse.calibration import Calibration
@@ -41,13 +43,19 @@ class Study:
 
     def __post_init__(self) -> None:
         self.blocks = self.judge.blocks
-        self.naive = self.judge.naive([self.blocks])
-        self.tell("analysing on calibration data")
-        self.analysis: Analysis = measure(
-            self.front, self.data, segments="all", dependency=True, attention=False
-        )
         self.taken = Measurements(self.front, self.data)
         self.fitted: dict[int, Divergence] = {}  # recovered by g' + h, by the number of FFNs left
+
+    @cached_property
+    def naive(self) -> Divergence:
+        """All blocks as one group, nothing corrected."""
+        return self.judge.naive([self.blocks])
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Every segment measured on calibration data."""
+        self.tell("analysing on calibration data")
+        return measure(self.front, self.data, segments="all", dependency=True, attention=False)
 
     def whole_run(self) -> list[dict[str, Any]]:
         """The whole run as one group: naive, corrected, distilled."""
@@ -74,8 +82,13 @@ class Study:
         """How the figures that cost one pass rank all segments, against the KL measured at the logits."""
         segments = self.analysis.segments
         kls = [each.kl for each in segments]
+        whole = len(self.blocks)
+        some = [each if each.length in (2, whole) else replace(each, kl=None) for each in segments]
         figures = {
-            "predicted KL": [each.predicted_kl for each in segments],
+            "predicted KL, from that of the pairs and of the whole run": [
+                each.predicted_kl for each in predict(some)
+            ],
+            "predicted KL, fitted on all": [each.predicted_kl for each in segments],
             "drift": [each.drift for each in segments],
             "sum of M": [each.dependency for each in segments],
             "local error (-SQNR)": [-each.sqnr_db for each in segments],

@@ -69,7 +69,7 @@ def _rest(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _ranked(figures: Mapping[str, Any]) -> str:
     found = figures["ranking"]
-    return f"{found['spearman']['predicted KL']:.3f} over {found['segments']} segments"
+    return f"{next(iter(found['spearman'].values())):.3f} over {found['segments']} segments"
 
 
 def _equal(figures: Mapping[str, Any]) -> str:
