@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxfuse.passes.attention import Attention
 from fxfuse.passes.fx.rewrite import remove_unread
 from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.fx.writes import Writes, has_effect
 
 __all__ = ["Dropped", "bypass", "unread_inputs"]
 
@@ -46,7 +47,10 @@ def bypass(view: FxView, attentions: Sequence[Attention]) -> Dropped:
         left = {key: x if value is out else value for key, value in left.items()} | {out: x}
     gone = {value for attention in attentions for value in attention.cache}
     dropped = _drop_outputs(graph, gone)
-    remove_unread(graph, {value for each in attentions for value in (*each.interior, each.out)})
+    covered = {value for each in attentions for value in (*each.interior, each.out)}
+    remove_unread(graph, covered)
+    while _remove_unread_writes(view):
+        remove_unread(graph, covered)
     for node in graph.find_nodes(op="get_attr"):
         if not node.users:
             graph.erase_node(node)
@@ -64,6 +68,35 @@ def unread_inputs(before: fx.Graph, after: fx.Graph) -> list[fx.Node]:
         for node in after.find_nodes(op="placeholder")
         if node.name in read and not node.users and _may_go(node)
     ]
+
+
+def _remove_unread_writes(view: FxView) -> bool:
+    """Remove what fills memory of the graph's own that nothing reads any more; whether there was any.
+
+    A kernel for keys that are put together in place leaves writes behind: k = empty(); k[..., :8].copy_(r).
+    """
+    removed = False
+    for root, writers in Writes(view.module).by_storage().items():
+        around = _users(root)
+        fills = {*writers, *around}
+        if root.op != "call_function" or any(node.op == "output" for node in around):
+            continue
+        if all(node in writers or not has_effect(node) for node in around):
+            for node in reversed([node for node in view.module.graph.nodes if node in fills]):
+                view.module.graph.erase_node(node)
+            removed = True
+    return removed
+
+
+def _users(node: fx.Node) -> set[fx.Node]:
+    """All that is computed from a value."""
+    found, stack = set[fx.Node](), list(node.users)
+    while stack:
+        user = stack.pop()
+        if user not in found:
+            found.add(user)
+            stack += user.users
+    return found
 
 
 def _may_go(node: fx.Node) -> bool:

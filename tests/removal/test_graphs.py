@@ -21,8 +21,7 @@ from fxfuse.passes.fx.view import FxView
 from fxfuse.removal.graphs import front_of
 from tests import families
 
-DECODERS = [name for name, each in families.FAMILIES.items() if not each.parallel and name != "bert"]
-QUICK = ["llama", "gpt2", "granite", "t5"]
+FAMILIES = ["llama", "gpt2", "gpt_neox", "granite", "gemma2", "qwen3_moe", "deepseek_v3", "t5"]
 SIZE, HEADS = 16, 2
 
 
@@ -37,7 +36,7 @@ def by_hand(family: str) -> tuple[Tensor, int]:
     return model(families.example(family)), len(model.state_dict())
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in QUICK else pytest.mark.slow) for f in DECODERS])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_program_equals_the_model_by_hand(family: str, exported_program: Any) -> None:
     program = exported_program(family, removed=())
     less = fxfuse.remove_attention(program, families.REMOVED)
@@ -129,7 +128,9 @@ def _lists(present: list[Any]) -> Any:
 
 
 def _named(present: list[Any]) -> Any:
-    return {f"{name}.{n}": each for n, pair in enumerate(present) for name, each in zip("kv", pair, strict=True)}
+    return {
+        f"{name}.{n}": each for n, pair in enumerate(present) for name, each in zip("kv", pair, strict=True)
+    }
 
 
 SHAPES: dict[str, tuple[Any, Any]] = {
@@ -167,7 +168,9 @@ def test_the_cache_of_a_gone_attention_goes(shape: str, form: str) -> None:
         each.shape for each in pytree.tree_leaves(make(whole))
     ]
     if isinstance(less, ExportedProgram):
-        kept = [name for name in program.graph_signature.user_inputs if name in less.graph_signature.user_inputs]
+        kept = [
+            name for name in program.graph_signature.user_inputs if name in less.graph_signature.user_inputs
+        ]
         assert list(less.graph_signature.user_inputs) == kept
         assert len(kept) == 5
         assert "layers.1.qkv.weight" not in less.state_dict
@@ -210,7 +213,7 @@ def test_structures_that_cannot_be_shortened() -> None:
     """A named tuple has its places by name."""
     import collections
 
-    Pair = collections.namedtuple("Pair", "k v")  # noqa: PYI024
+    Pair = collections.namedtuple("Pair", "k v")
     make, flat = lambda present: [Pair(*each) for each in present], lambda past: past
     model = Cached(make, flat)
     pairs = [Pair(*pair()) for _ in range(3)]

@@ -71,9 +71,7 @@ def test_where_paths_have_no_numbers_places_count() -> None:
 
 
 def test_what_is_not_there() -> None:
-    assert refused([7]) == (
-        "There is no attention to remove in layer 7: the model has layers.0-3.attn."
-    )
+    assert refused([7]) == ("There is no attention to remove in layer 7: the model has layers.0-3.attn.")
     assert refused("layers.7.attn") == (
         "There is no attention to remove in layers.7.attn: the model has layers.0-3.attn."
     )
@@ -99,7 +97,7 @@ def test_what_is_not_there() -> None:
         {"block_configs": [{"attention": {"no_op": layer in (1, 3)}, "ffn": {}} for layer in range(4)]},
         {"per_layer_config": {"1": {"skip": ["attention"]}, "2": {"intermediate_size": 8, "skip": []},
                               "3": {"skip": ["attention", "mlp"]}}},
-        {"per_layer_config": {3: {"skip": ["attention"]}, 1: {"skip": ["attention"]}}, "drop_attn_list": None},
+        {"per_layer_config": {n: {"skip": ["attention"]} for n in (3, 1)}, "drop_attn_list": None},
     ],
 )  # fmt: skip
 def test_decisions(config: dict[str, Any], tmp_path: Path) -> None:
