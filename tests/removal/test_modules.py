@@ -19,6 +19,7 @@ from fxfuse.errors import InputError, VerificationError
 from fxfuse.frontends.torch_model import read_torch
 from fxfuse.passes.chains import find_chains
 from fxfuse.removal import modules
+from fxfuse.removal.layers import take_out
 from models.surgery import remove_attention as by_hand
 from tests import families
 
@@ -221,13 +222,12 @@ def test_an_attention_that_is_no_child_of_its_layer() -> None:
 
 
 def test_an_attention_that_is_not_added_to_the_input() -> None:
-    """x1 = 2 x; x1 + attention(norm(x)) is written with a third sum between"""
-
-    def write(m: Any, x: Tensor, y: Any) -> Tensor:
-        return m.ffn(torch.stack([x, y[0]]).sum(0))
-
-    with pytest.raises(InputError):
-        remove(write)
+    """a sum over a stack of both is no residual add"""
+    layer = Layer(lambda m, x, y: m.ffn(torch.stack([x, y[0]]).sum(0)))
+    with pytest.raises(
+        InputError, match="The forward of Layer does not add layers.1.attention to what it is"
+    ):
+        take_out(layer, "attention", "layers.1.attention")
 
 
 # -- what is given ---------------------------------------------------------------------------------
@@ -236,6 +236,11 @@ def test_an_attention_that_is_not_added_to_the_input() -> None:
 def test_a_model_that_takes_no_ids() -> None:
     with pytest.raises(InputError, match="The model takes no input_ids, so give batch="):
         fxfuse.remove_attention(Net(lambda m, x, y: m.ffn(x + y[0])), [1])
+
+
+def test_a_model_without_numbers_to_compare() -> None:
+    with pytest.raises(InputError, match="The model gives nothing that could be compared"):
+        modules._result([torch.ones(2, dtype=torch.int64)])
 
 
 def test_a_wrong_result_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
