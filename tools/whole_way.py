@@ -27,6 +27,7 @@ from fxfuse.distillation.memory import keep_freed_memory
 from fxfuse.export import export_program
 from fxfuse.frontends.opening import open_model
 from fxfuse.frontends.programs import load_program
+from fxfuse.naming import span, spans
 from fxfuse.page.api import write_page
 from fxfuse.page.records import Stage
 from fxfuse.report_file import write_text
@@ -79,6 +80,7 @@ def go(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "removed": [name for kind, name in _updates(stages[0]) if (kind, name) not in _updates(stages[1])],
         "groups": [list(group.blocks) for group in found.plan.groups] if found.plan else [],
         "minutes": round((time.monotonic() - begun) / 60, 1),
+        "notes": found.notes,
         "stages": rows,
     }
 
@@ -140,13 +142,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     ]
     for name, figures in found.items():
         settings = figures["options"]
-        groups = "; ".join(f"{group[0]} to {group[-1]}" for group in figures["groups"]) or "none"
+        groups = "; ".join(map(span, figures["groups"])) or "none"
         lines += [
             "",
             f"## {name}-dense",
             "",
             f"Attention may cost {settings['remove_kl']:g} nats before healing: "
-            f"{', '.join(figures['removed'])} went. {settings['heal_steps']} steps of healing. Fusing may "
+            f"{spans(figures['removed'])} went. {settings['heal_steps']} steps of healing. Fusing may "
             f"cost {settings['max_kl']:g} nats: groups {groups}. {figures['minutes']:.0f} minutes in all; "
             f"{figures['bytes']:,} held-out bytes.",
             "",
@@ -154,6 +156,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         lines += [_row(stage) for stage in figures["stages"]]
+        lines += ["", *(f"- {note}" for note in figures["notes"])]
     return "\n".join(lines) + "\n"
 
 
