@@ -16,7 +16,8 @@ from fxfuse.budget import Budget
 from fxfuse.compiled import Compiled, CompiledGraph
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.dynamo_graph import DynamoGraph
-from fxfuse.frontends.torch_graph import FusedGraph, size_of
+from fxfuse.frontends.torch_graph import FusedGraph
+from fxfuse.frontends.torch_size import size_of
 from fxfuse.inner import inner_backend
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse

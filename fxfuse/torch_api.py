@@ -14,9 +14,10 @@ from torch.export import ExportedProgram
 from fxfuse.budget import Budget
 from fxfuse.errors import InputError
 from fxfuse.frontends.exported import ExportedGraph
-from fxfuse.frontends.torch_graph import TorchGraph, size_of
+from fxfuse.frontends.torch_graph import TorchGraph
 from fxfuse.frontends.torch_inputs import embedding_rows
 from fxfuse.frontends.torch_model import export_module
+from fxfuse.frontends.torch_size import size_of
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from fxfuse.frontends.outputs import choose_output
 from fxfuse.frontends.protocol import Batch
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.elementwise import evaluate
-from fxfuse.passes.fx.calls import ASSERTIONS, name_of
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
@@ -24,9 +22,8 @@ from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import Op, is_constant, root, strip
 from fxfuse.passes.weights import Wide, typed, widen
-from fxfuse.report import Size
 
-__all__ = ["TorchGraph", "FusedGraph", "depth", "first_call", "size_of"]
+__all__ = ["TorchGraph", "FusedGraph", "first_call"]
 
 
 @dataclass
@@ -241,30 +238,6 @@ class TorchGraph:
         module = fx.GraphModule(self.module, graph, type(self.module).__name__)
         module.meta = dict(self.module.meta)
         return module, {mapping[node]: tensor for node, tensor in self.weights.items()}
-
-
-def depth(module: fx.GraphModule) -> int:
-    """Calls on the longest path through the graph, assertions apart."""
-    longest: dict[fx.Node, int] = {}
-    for node in module.graph.nodes:
-        own = 1 if node.op.startswith("call_") and name_of(node) not in ASSERTIONS else 0
-        longest[node] = own + max((longest[each] for each in node.all_input_nodes), default=0)
-    return max(longest.values(), default=0)
-
-
-def size_of(module: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor], ffn_blocks: int) -> Size:
-    """The extent of a graph; parameters are those that it reads."""
-    calls = [
-        node for node in module.graph.nodes if node.op.startswith("call_") and name_of(node) not in ASSERTIONS
-    ]
-    read = [tensor for node, tensor in weights.items() if node.users]
-    for node in module.graph.find_nodes(op="get_attr"):
-        value = operator.attrgetter(str(node.target))(module)
-        read += [value] if isinstance(value, torch.Tensor) else []
-    for node in module.graph.find_nodes(op="call_module"):
-        read += list(module.get_submodule(str(node.target)).parameters())
-    parameters = sum({id(tensor): tensor.numel() for tensor in read}.values())
-    return Size(len(calls), ffn_blocks, depth(module), parameters)
 
 
 def first_call(graph: fx.Graph) -> fx.Node:
