@@ -158,7 +158,8 @@ def _write(
         written, staging.folder, [], Path(source.workspace.name), name, source.front._runner.provider
     )
     report.chains = _names(find_chains(front.view))
-    note = check_written(source.model, source.front, front, attentions, report.renamed)
+    gone = {*report.inputs, *report.outputs}
+    note = check_written(source.model, source.front, front, attentions, gone, report.renamed)
     report.notes += [note] if note else []
 
 

@@ -45,6 +45,8 @@ def program_of(text: str) -> ExportedProgram:
             f"{text} must return an nn.Module or an ExportedProgram, not {type(model).__name__}."
         )
     names = list(inspect.signature(model.forward).parameters)
+    if not kwargs:  # then the program takes its inputs by position too
+        names = [str(place) for place in range(len(args))]
     return export_module(model.eval(), dict(zip(names, args, strict=False)) | kwargs)
 
 
