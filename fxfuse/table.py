@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import StringIO
+from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -166,9 +167,14 @@ def _ending(report: Report, dry_run: bool) -> str:
 
 
 def columns(*names: str, left: int = 0) -> Table:
-    """An empty table: the first column is folded, figures stand to the right, the last `left` to the left."""
+    """An empty table: figures stand to the right, the last `left` columns to the left.
+
+    In a narrow terminal the first column is folded and titles are broken at spaces, never inside a word.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(names[0], overflow="fold")
+    table.add_column(names[0], overflow="fold", min_width=max(8, len(names[0])))
     for place, name in enumerate(names[1:], 1):
-        table.add_column(name, justify="left" if place >= len(names) - left else "right", no_wrap=True)
+        word = max(map(len, name.split()), default=0)
+        side: Literal["left", "right"] = "left" if place >= len(names) - left else "right"
+        table.add_column(name, justify=side, min_width=word)
     return table

@@ -22,6 +22,7 @@ import pytest
 
 from fxfuse import cli
 from fxfuse.cli import entry
+from fxfuse.errors import InputError
 from fxfuse.frontends import onnx_file
 from tests.small_onnx import save
 
@@ -234,6 +235,21 @@ def test_a_rewritten_model_that_does_not_load_is_not_written(tmp_path, model, mo
 
 
 @pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("max_kl must be a number or None.", "--max-kl must be a number."),
+        ("include='[' is no pattern.", "--include='[' is no pattern."),
+        ("Nothing fits: lower min_sqnr.", "Nothing fits: lower --min-sqnr."),
+        ("max_group_bytes must be at least 1 or None.", "--max-group-memory must be at least 1."),
+        ("There is no file a/max_kl.json to include.", "There is no file a/max_kl.json to include."),
+        ("The model has no input 'max_kl'.", "The model has no input 'max_kl'."),
+    ],
+)
+def test_options_are_told_as_they_are_typed(sentence, told):
+    assert entry.explain(InputError(sentence)) == (2, told)
+
+
+@pytest.mark.parametrize(
     ("stop", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
@@ -282,7 +298,7 @@ def test_bad_arguments_return_their_code_and_help_prints(capsys):
     assert cli.main(["fuse"]) == 2
     assert cli.main(["fuse", "--help"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("fxfuse: error: the following arguments are required: MODEL.onnx (fxfuse fuse")
+    assert err.startswith("fxfuse: error: the following arguments are required: MODEL (fxfuse fuse")
     assert err.count("\n") == 1
     assert "exit codes: 0 written" in out
 

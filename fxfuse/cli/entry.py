@@ -36,6 +36,19 @@ COMMANDS = {
 }
 
 
+_FLAGS = {
+    "batch_size": "--batch-size",
+    "held_out": "--held-out",
+    "kl_tokens": "--kl-tokens",
+    "max_group": "--max-group",
+    "max_group_bytes": "--max-group-memory",
+    "max_kl": "--max-kl",
+    "max_tokens": "--tokens",
+    "min_sqnr": "--min-sqnr",
+}
+"""Options whose names are no words, as they are called on the command line."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
 
@@ -128,8 +141,12 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _in_flags(text: str) -> str:
-    """A sentence about a field of `Budget`, under its name on the command line."""
-    name = next((each.name for each in fields(Budget) if re.match(rf"{each.name}\b", text)), None)
-    if name is None:
-        return text
-    return f"--{name.replace('_', '-')}{text[len(name) :]}".replace(" or None", "")
+    """A sentence about options of Python, under their names on the command line.
+
+    Names of one word, such as `include`, may be meant as words: they are options only at the beginning.
+    """
+    first = "|".join(each.name for each in fields(Budget))
+    anywhere = "|".join(_FLAGS)
+    pattern = rf"^(?:{first})\b|(?<![\w./'\"-])(?:{anywhere})(?![\w/'\"-]|\.\w)"
+    found = re.sub(pattern, lambda match: _FLAGS.get(match[0], f"--{match[0]}"), text)
+    return found if found == text else found.replace(" or None", "")

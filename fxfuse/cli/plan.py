@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fxfuse.budget import Budget
 from fxfuse.cli import data
 from fxfuse.cli.codes import DONE, NOTHING
+from fxfuse.errors import InputError
 from fxfuse.report_file import check_report_place
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
 HELP = "choose groups from an analysis"
 DESCRIPTION = (
     "Choose which blocks to fuse from an analysis: show the front of loss against depth, or against the "
-    "latency that you measured, and write the groups of one point as a plan. Without --max-kl and --depth "
-    "that is the most fused point, with --latency the fastest, that keeps --min-sqnr in every group. With "
-    "--model and --data the plan is measured, and repaired where the prediction was wrong."
+    "latency that you measured, and write the groups of one point as a plan: the most fused point, with "
+    "--latency the fastest, that keeps --min-sqnr in every group, and --max-kl end to end where it is given; "
+    "or the point of --depth. With --model and --data the plan is measured, and repaired where the "
+    "prediction was wrong."
 )
-EPILOG = "exit codes: 0 written; 1 internal error; 2 bad arguments or input; 3 no group is within the budget"
+EPILOG = (
+    "exit codes: 0 written; 1 internal error; 2 bad arguments or input; 3 no group is within the budget, and "
+    "the plan that is written fuses nothing"
+)
 
 
 def add_arguments(found: argparse.ArgumentParser) -> None:
@@ -78,6 +83,10 @@ def _add_budget(found: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> int:
     """Plan, show and write. Returns the exit code."""
+    if (options.model is None) != (options.data is None):
+        raise InputError(
+            "--model and --data belong together: give both to measure the plan, or neither to predict it."
+        )
     if options.output is not None:
         check_report_place(options.output, _taken(options), "plan")
     from fxfuse.screen import show_drawing, show_steps, write_out

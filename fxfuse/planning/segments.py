@@ -92,7 +92,7 @@ class Segments:
             return "max_group"
         size = sum(self.analysis.chains[segment.chain].weight_bytes[segment.first : segment.last + 1])
         if self.max_group_bytes is not None and size > self.max_group_bytes:
-            return "max_group_bytes"
+            return "the bound on a group's memory"
         if any(self.budget.allows(name) is not None for name in self.names(segment)):
             return "include and exclude"
         return None
@@ -122,4 +122,5 @@ class Segments:
         least = self.budget.min_sqnr
         poor = sum(1 for each in segments if least is not None and each.sqnr_db < least)
         if poor:
-            self.notes.append(f"{poor} of {len(segments)} groups keep less than {least:g} dB")
+            hint = ": lower min_sqnr, or lift it, to fuse any" if poor == len(segments) else ""
+            self.notes.append(f"{poor} of {len(segments)} groups keep less than {least:g} dB{hint}")

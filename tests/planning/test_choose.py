@@ -93,7 +93,11 @@ def test_the_figures_of_groups_and_points() -> None:
     ("bounds", "lengths", "note"),
     [
         ({"max_group": 3}, (2, 2, 3), "10 of 21 groups are ruled out by max_group"),
-        ({"max_group_bytes": 2 * BYTES}, (1, 2, 2, 2), "15 of 21 groups are ruled out by max_group_bytes"),
+        (
+            {"max_group_bytes": 2 * BYTES},
+            (1, 2, 2, 2),
+            "15 of 21 groups are ruled out by the bound on a group's memory",
+        ),
         ({"exclude": r"\.3\."}, (3, 1, 3), "15 of 21 groups are ruled out by include and exclude"),
         ({"include": r"\.[0-2]\."}, (3, 1, 1, 1, 1), "18 of 21 groups are ruled out by include and exclude"),
     ],

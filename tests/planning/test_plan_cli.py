@@ -90,6 +90,25 @@ def test_nothing_within_the_budget_is_exit_code_3(
     assert "note: no group is within the budget" in out
 
 
+def test_what_no_group_keeps_is_said_with_the_way_out(
+    analysis_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(analysis_file, "--min-sqnr", 99) == 3
+    told = "10 of 10 groups keep less than 99 dB: lower min_sqnr, or lift it, to fuse any"
+    assert f"note: {told}" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_shows_every_column(analysis_file: Path) -> None:
+    lines = render_plan(plan(analysis_file), 40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[3:7] == [
+        "            FFNs in a  predicted",
+        "lengths           row         KL",
+        "5                   1     0.1398  chosen",
+        "2+3                 2    0.02904",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -97,7 +116,14 @@ def test_nothing_within_the_budget_is_exit_code_3(
         (["--max-kl", "-1"], "--max-kl must not be negative, but is -1."),
         (["--max-group", "1"], "--max-group must be a whole number of at least 2, not 1."),
         (["--latency", "gone.json"], "There is no latency file gone.json: check the path."),
-        (["--model", "m.onnx"], "model and data belong together: give both to measure the plan, or neither."),
+        (
+            ["--model", "m.onnx"],
+            "--model and --data belong together: give both to measure the plan, or neither to predict it.",
+        ),
+        (
+            ["--depth", "1", "--min-sqnr", "99"],
+            "No plan of depth 1 keeps 99 dB in each group: ask for",
+        ),
         (["--depth", "2", "--max-kl", "1"], "argument --max-kl: not allowed with argument --depth"),
         (["--max-group-memory", "lots"], "argument --max-group-memory: 'lots' is no size: write one such as"),
     ],
