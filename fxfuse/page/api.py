@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fxfuse.analysis.records import Analysis
-from fxfuse.errors import FxfuseError, InputError
+from fxfuse.errors import InputError
 from fxfuse.files import stage
 from fxfuse.page.place import check_page_place
 from fxfuse.page.raster import check_raster, png_of
@@ -79,6 +79,7 @@ def write_parts(
     target = Path(path)
     if parts == Parts():
         raise InputError("There is nothing to show: give an analysis, a plan, a report or stages.")
+    _check_one_model(parts)
     check_page_place(target, [Path(each) for each in inputs])
     if png_folder is not None:
         check_raster()
@@ -89,6 +90,18 @@ def write_parts(
     return target
 
 
+def _check_one_model(parts: Parts) -> None:
+    """A plan and an analysis of different models would be drawn as if they were one."""
+    if parts.analysis is None or parts.plan is None:
+        return
+    one, other = parts.analysis.id, parts.plan.id
+    same = [width for _, width in one.blocks] == [width for _, width in other.blocks]
+    if one.hidden_size != other.hidden_size or not same:
+        raise InputError(
+            "The plan is for another model than the analysis, of other sizes: give files of one model."
+        )
+
+
 def _write_pngs(folder: Path, charts: Sequence[Chart]) -> None:
     """All are drawn before the first is written."""
     drawn = [(f"{chart.name}.png", png_of(chart)) for chart in charts]
@@ -97,7 +110,9 @@ def _write_pngs(folder: Path, charts: Sequence[Chart]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FxfuseError(f"The folder {folder} for PNG files cannot be made: {error.strerror}.") from None
+        raise InputError(
+            f"The folder {folder} for PNG files cannot be made ({error.strerror}): choose another."
+        ) from None
     with stage(folder / drawn[-1][0], force=True) as staging:
         for name, content in drawn:
             staging.path(name).write_bytes(content)

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from fxfuse import write_page
-from fxfuse.errors import FxfuseError, InputError
+from fxfuse.errors import InputError
 from fxfuse.page import raster
 from tests.page import sample
 
@@ -72,6 +72,6 @@ def test_a_letter_leaves_a_trace_or_not():
 
 def test_a_folder_that_cannot_be_made(tmp_path, fonts):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(FxfuseError, match="The folder .*taken for PNG files cannot be made"):
+    with pytest.raises(InputError, match="The folder .*taken for PNG files cannot be made"):
         write_page(tmp_path / "p.html", plan=sample.demo()["plan"], png_folder=tmp_path / "taken")
     assert not (tmp_path / "p.html").exists()

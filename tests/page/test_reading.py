@@ -1,5 +1,6 @@
 """The parts from their JSON files, and every sentence about a file that is none."""
 
+import dataclasses
 import json
 import re
 
@@ -48,6 +49,16 @@ def test_the_command_writes_the_page_and_says_where(files, tmp_path, capsys):
     assert "<h1>Mine</h1>" in text
     assert "make it so" in text
     assert f"fxfuse page {files['plan']}" in text
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path):
+    parts = sample.demo()
+    other = dataclasses.replace(
+        parts["plan"], id=dataclasses.replace(parts["plan"].id, hidden_size=parts["plan"].id.hidden_size + 8)
+    )
+    with pytest.raises(InputError, match="The plan is for another model than the analysis"):
+        write_page(tmp_path / "p.html", analysis=parts["analysis"], plan=other)
+    assert not (tmp_path / "p.html").exists()
 
 
 def test_fields_of_a_newer_version_are_left_out(files):
