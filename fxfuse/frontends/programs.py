@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 
 from fxfuse.errors import InputError
 from fxfuse.files import stage
+from fxfuse.quiet import quiet
 
 __all__ = ["SUFFIX", "check_program_place", "load_program", "save_program"]
 
@@ -30,8 +32,11 @@ def load_program(path: AnyPath) -> ExportedProgram:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no model file {path}: check the path.")
+    if not zipfile.is_zipfile(path):  # torch.export would tell it with a traceback on the screen
+        raise InputError(f"{path} is no program of torch.export: write it with torch.export.save.")
     try:
-        return torch.export.load(path)
+        with quiet("torch.export"):
+            return torch.export.load(path)
     except Exception as error:  # zip, JSON and pickle errors, and torch's own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(

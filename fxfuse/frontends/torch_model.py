@@ -16,8 +16,12 @@ from fxfuse.errors import InputError
 from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.protocol import Batch
 from fxfuse.frontends.torch_graph import TorchGraph
+from fxfuse.quiet import quiet
 
 __all__ = ["export_module", "read_torch"]
+
+_TRACER = "torch._subclasses.fake_tensor"
+"""The logger that prints a traceback for an operator that cannot run on these shapes."""
 
 
 def read_torch(model: nn.Module | ExportedProgram, batch: Batch) -> TorchGraph:
@@ -52,7 +56,7 @@ def export_module(model: nn.Module, batch: Batch) -> ExportedProgram:
     failure: Exception | None = None
     for open_axes in (True, False):
         try:
-            with torch.no_grad(), _without_cache(model), warnings.catch_warnings():
+            with torch.no_grad(), _without_cache(model), quiet(_TRACER), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.export.export(
                     model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, open_axes), strict=False
