@@ -134,6 +134,10 @@ def _fuse_onnx(
         report.notes += front.notes
         fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery)
         inside.tell(report)
+        if recovery is not None and any(own.groups for own in inside.reports.values()):
+            report.notes.append(
+                "recovery leaves the groups in bodies of If, Loop and Scan as they were fused"
+            )
         report.before = _size(model, path, folder, report.ffn_blocks)
         if fused is None and inside.path is None:
             raise _Nothing

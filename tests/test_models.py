@@ -20,9 +20,8 @@ from models.train import main
 
 FOLDER = Path(__file__).parents[1] / "models"
 LAYERS = tuple(LayerConfig(attention=i not in (1, 2), intermediate_size=24 + 8 * i) for i in range(4))
-SMALL = (
-    "--layers 8 --hidden-size 24 --intermediate-size 16 --batch 2 --importance-bytes 600 --eval-bytes 600"
-).split()
+SMALL = ["--layers=8", "--hidden-size=24", "--intermediate-size=16", "--batch=2"]
+SMALL += ["--importance-bytes=600", "--eval-bytes=600"]
 TINY = DecoderConfig(hidden_size=16, num_heads=2, layers=LAYERS)
 
 
@@ -150,7 +149,7 @@ def test_rates_rise_stay_and_fall() -> None:
 
 
 def test_two_steps_of_training_write_models_that_load(tmp_path: Path) -> None:
-    main([*SMALL, *"--steps 2 --heal-steps 2".split(), "--out", str(tmp_path)])
+    main([*SMALL, "--steps=2", "--heal-steps=2", f"--out={tmp_path}"])
     dense, healed = load(tmp_path / "demo-dense"), load(tmp_path / "demo")
     assert not dense.config.ffn_chains()
     assert healed.config.ffn_chains() == [range(0, 7)]

@@ -94,7 +94,7 @@ def _slope(points: Sequence[Point]) -> float:
     for key in (lambda end: end, lambda end: end[0]):
         over = under = 0.0
         for own in _grouped(points, key).values():
-            x, y = (sum(each[axis] for each in own) / len(own) for axis in (1, 2))
+            x, y = sum(each[1] for each in own) / len(own), sum(each[2] for each in own) / len(own)
             over += sum((each[1] - x) * (each[2] - y) for each in own)
             under += sum((each[1] - x) ** 2 for each in own)
         if under > 1e-12:

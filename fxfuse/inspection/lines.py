@@ -10,13 +10,13 @@ from typing import Any
 from fxfuse.inspection.facts import block_facts, branch_facts, norm_facts, operators
 from fxfuse.inspection.norms import Home, name_of_norm, reason_of_norm
 from fxfuse.inspection.records import Inspection, Line, Place, StreamReport
-from fxfuse.passes.runs import bridge, runs_of
 from fxfuse.passes.blocks import match_block
 from fxfuse.passes.branches import Branch, Branches, name_of_branch
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.near_ffns import near_ffn
 from fxfuse.passes.norm_places import NormPlace, find_norms
 from fxfuse.passes.records import Block, Miss, Norm, Value
+from fxfuse.passes.runs import bridge, runs_of
 from fxfuse.passes.spellings.experts import match_experts
 from fxfuse.passes.stream import Stream, Update, read_streams
 from fxfuse.passes.view import Operand, View, strip

@@ -24,7 +24,9 @@ from fxfuse.recovery.ffn import WideFfn
 from tests import families
 from tests.closeness import relative_error
 from tests.forms import derived
+from tests.passes.onnx_graphs import HIDDEN as GRAPH_HIDDEN
 from tests.recovery.subjects import calibration, chains, decoder, front, ids
+from tests.test_bodies import if_model
 
 FEW = RecoveryOptions(penalties=(1e-3, 1e-2, 1e-1, 1.0, 10.0))
 SAMPLE = ids(4, seed=50)
@@ -197,3 +199,17 @@ def test_quantised_groups_are_refused(onnx_file: Callable[..., Path], tmp_path: 
             **LLAMA,
         )  # fmt: skip
     assert not (tmp_path / "f.onnx").exists()
+
+
+def test_groups_in_bodies_are_left_as_they_are(tmp_path: Path) -> None:
+    onnx.save(if_model()[1], tmp_path / "m.onnx")
+    batch = {"x": torch.randn(2, 5, GRAPH_HIDDEN), "use_cache": torch.tensor(True)}
+    report = fxfuse.fuse_onnx(
+        tmp_path / "m.onnx",
+        provider="cpu",
+        min_sqnr=None,
+        recover=FEW,
+        calibration=Calibration((batch,), (batch,)),
+    )
+    assert len(report.groups) == 2
+    assert "recovery leaves the groups in bodies of If, Loop and Scan as they were fused" in report.notes
