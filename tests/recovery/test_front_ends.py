@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 import fxfuse
 from fxfuse.calibration import Calibration
@@ -38,6 +39,11 @@ def llama_data() -> Calibration:
     return Calibration.of(families.ids(160, 16, seed=3), batch_size=16)
 
 
+@functools.cache
+def recovered() -> tuple[ExportedProgram, fxfuse.Report]:
+    return fxfuse.fuse(decoder(), (SAMPLE,), min_sqnr=None, recover=FEW, calibration=calibration())
+
+
 def fused_llama(onnx_file: Callable[..., Path], out: Path, **options: Any) -> fxfuse.Report:
     path = onnx_file("llama", dynamic=True)
     sample = {"input_ids": families.ids().numpy()}
@@ -49,7 +55,7 @@ def fused_llama(onnx_file: Callable[..., Path], out: Path, **options: Any) -> fx
 def test_a_module_becomes_a_program_with_corrected_weights() -> None:
     model = decoder()
     naive, plain = fxfuse.fuse(model, (SAMPLE,), min_sqnr=None)
-    program, report = fxfuse.fuse(model, (SAMPLE,), min_sqnr=None, recover=FEW, calibration=calibration())
+    program, report = recovered()
     assert [group.recovery.kept for group in report.groups] == ["g' + h"] * 2  # type: ignore[union-attr]
     assert report.end_to_end["kl"] < 0.5 * plain.end_to_end["kl"]
     state, before = program.state_dict, naive.state_dict
@@ -61,7 +67,7 @@ def test_a_module_becomes_a_program_with_corrected_weights() -> None:
 
 def test_losses_are_of_what_is_written_on_the_fused_stream() -> None:
     """|x_n - x_0|^2 / |x_n(fused) - x_n|^2 of the second group, on what the first one and attention give."""
-    _, report = fxfuse.fuse(decoder(), (SAMPLE,), min_sqnr=None, recover=FEW, calibration=calibration())
+    _, report = recovered()
     graph, groups, batch = front(), chains(), {"input_ids": SAMPLE}
     wides = recover(graph, groups, calibration(), FEW).wides
     known: dict[Value, torch.Tensor] = {}
