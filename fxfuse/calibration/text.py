@@ -63,6 +63,8 @@ def _pretrained(name: str) -> Any:
         raise InputError(
             f"The tokenizer {name} needs the package transformers: install it with pip install transformers."
         ) from error
+    if os.path.isfile(name):
+        raise InputError(f"The tokenizer {name} is a file: give the folder that it lies in.")
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises many kinds

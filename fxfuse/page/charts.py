@@ -68,7 +68,7 @@ def heatmap_chart(found: Dependency, groups: Sequence[Sequence[str]]) -> Chart:
     """The dependency matrix."""
     caption = (
         "M of row i and column j is 1 − cos of what update j adds to the stream, with update i and without "
-        "it: cells far from the paper's colour lean on each other and should not run side by side "
+        "it: updates of strongly coloured cells lean on each other and should not run side by side "
         "(FFN Fusion, arXiv 2503.18908). "
         "Circles on the diagonal are attention, squares FFNs."
     )

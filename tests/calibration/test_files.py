@@ -246,6 +246,7 @@ def test_a_folder_and_an_archive_under_another_name_are_told(tmp_path):
     [
         (7, 'A tokenizer must be one of transformers, a function from text to token ids or "bytes", not int'),
         ("gone/folder/of/none", "The tokenizer gone/folder/of/none cannot be loaded .*: give its folder"),
+        (__file__, "The tokenizer .*test_files.py is a file: give the folder that it lies in"),
         (lambda text: text, "The tokenizer must give a list of token ids for a text"),
         (lambda text: [[1], [2, 3]], "The tokenizer must give a list of token ids for a text"),
     ],
