@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -82,7 +83,9 @@ def show_steps() -> Iterator[Callable[[str], None]]:
     A step that is counted (`progress.track`) is drawn as a bar with the time left.
     """
     console = Console(stderr=True, highlight=False)
-    with console.status("starting") as status, _logging():
+    with console.status("starting") as status, _logging(), warnings.catch_warnings():
+        # Of other libraries, to those who program with them: a user of a command can do nothing about it.
+        warnings.simplefilter("ignore", FutureWarning)
         yield lambda text: status.update(_drawn(text, console.width))
 
 
@@ -100,10 +103,18 @@ def _drawn(text: str, width: int) -> RenderableType:
     return line
 
 
+class _Prefixed(logging.Formatter):
+    """Says once that it is fxfuse who speaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, behind the program's name."""
+        return f"fxfuse: {super().format(record).removeprefix('fxfuse: ')}"
+
+
 @contextmanager
 def _logging() -> Iterator[None]:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fxfuse: %(message)s"))
+    handler.setFormatter(_Prefixed())
     log = logging.getLogger("fxfuse")
     level = log.level
     log.addHandler(handler)
