@@ -20,6 +20,7 @@ from fxfuse.frontends.torch_model import read_torch
 from fxfuse.passes.chains import find_chains
 from fxfuse.removal import modules
 from fxfuse.removal.layers import take_out
+from models.decoder import Decoder, DecoderConfig, LayerConfig
 from models.surgery import remove_attention as by_hand
 from tests import families
 
@@ -31,7 +32,7 @@ def chains(model: nn.Module, **batch: Tensor) -> list[int]:
     return [len(chain.blocks) for chain in find_chains(read_torch(model.eval(), batch).view).chains]
 
 
-def stock(name: str = "Llama", layers: int = 4, **config: Any) -> Any:
+def stock(name: str = "Llama", layers: int = 3, **config: Any) -> Any:
     """A model of transformers with random weights."""
     torch.manual_seed(0)
     sizes = {
@@ -81,50 +82,50 @@ def test_the_demo_model_equals_its_own_surgery() -> None:
 
 @pytest.mark.parametrize(
     "name, config",
-    [("Llama", {}), ("GPT2", {"n_layer": 4}), ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    [("Llama", {}), ("GPT2", {"n_layer": 3}), ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
      ("Mistral", {"sliding_window": 4}), ("Cohere", {})],
 )  # fmt: skip
 def test_it_generates_with_its_cache(name: str, config: dict[str, Any]) -> None:
-    less = fxfuse.remove_attention(stock(name, **config), [1, 2])
+    less = fxfuse.remove_attention(stock(name, **config), [1])
     ids = torch.arange(12).reshape(1, 12) + 3
     options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     with_cache, without = (less.generate(ids, use_cache=use, **options) for use in (True, False))
     assert torch.equal(with_cache, without)
+    assert len(less(ids, output_hidden_states=True).hidden_states) == 4
 
 
 def test_it_trains_and_is_copied_and_pickled_and_exported_again() -> None:
-    model = stock().train()
-    less = fxfuse.remove_attention(model, [2, 3])
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=32, hidden_size=16, num_heads=2, layers=(LayerConfig(),) * 4))
+    less = fxfuse.remove_attention(model.train(), [2, 3])
     assert less.training
     ids = torch.arange(12).reshape(2, 6)
     file = io.BytesIO()
     torch.save(less, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
-    less(ids, labels=ids).loss.backward()
+    less(ids).logsumexp(-1).mean().backward()
     assert all(each.grad is not None for each in less.parameters())
     for other in (copy.deepcopy(less), loaded):
-        torch.testing.assert_close(other(ids).logits, less(ids).logits)
+        torch.testing.assert_close(other(ids), less(ids))
         assert chains(other, input_ids=ids) == [3]
-    assert type(less.model.layers[2]).__name__ == "LlamaDecoderLayer"
-    assert isinstance(less.model.layers[2], type(model.model.layers[2]))
-    assert len(less.eval()(ids, output_hidden_states=True).hidden_states) == 5
-    again = fxfuse.remove_attention(less, [1])
-    assert chains(again, input_ids=ids) == [4]
+    assert type(less.layers[2]).__name__ == "Layer"
+    assert isinstance(less.layers[2], type(model.layers[2]))
+    assert chains(fxfuse.remove_attention(less, [1]), input_ids=ids) == [4]
 
 
 def test_in_place() -> None:
-    model = stock()
+    model = stock(layers=2)
     weights = sum(each.numel() for each in model.parameters())
-    less = fxfuse.remove_attention(model, "model.layers.2.self_attn", inplace=True)
+    less = fxfuse.remove_attention(model, "model.layers.1.self_attn", inplace=True)
     assert less is model
     assert sum(each.numel() for each in model.parameters()) < weights
-    assert model.model.layers[2].self_attn is None
+    assert model.model.layers[1].self_attn is None
 
 
 def test_the_first_attention_and_the_cache() -> None:
     """Its cache is where a model of transformers reads how long the past is."""
-    model = stock()
+    model = stock(layers=2)
     reason = (
         "Without model.layers.0.self_attn the model's cache goes wrong, since it takes its length from the "
         "first attention of each kind: keep that one, or pass cache=False and run without a cache."
@@ -136,8 +137,6 @@ def test_the_first_attention_and_the_cache() -> None:
     assert model.state_dict().keys() == keys  # as it was
     assert type(model.model.layers[0]) is kind
     less = fxfuse.remove_attention(model, [0], cache=False)
-    ids = torch.arange(12).reshape(2, 6)
-    assert chains(less, input_ids=ids) == []
     assert less.model.layers[0].self_attn is None
 
 
@@ -246,4 +245,4 @@ def test_a_model_without_numbers_to_compare() -> None:
 def test_a_wrong_result_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules, "take_out", lambda *_: None)
     with pytest.raises(VerificationError, match="What the model gives without attention differs by"):
-        fxfuse.remove_attention(stock(), [1])
+        fxfuse.remove_attention(stock(layers=2), [1])
