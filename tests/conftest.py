@@ -23,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="run every cell of docs/coverage.md (minutes)")
 
 
+@pytest.fixture(autouse=True)
+def piped_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text into a pipe is as wide as without a terminal: xdist's workers are told of one."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 # Dynamo's structured trace is a debug log of many megabytes, which pytest would otherwise keep.
 logging.getLogger("torch.__trace").propagate = False
 

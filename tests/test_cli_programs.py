@@ -35,7 +35,7 @@ def test_a_program_is_fused(
     fused = load_program(folder / "model.fused.pt2")
     assert [name for name in fused.state_dict if name.startswith("fxfuse_0_")]
     assert fused.module()(input_ids=torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 32)
-    assert "model.fused.pt2" in capsys.readouterr().out
+    assert "model.fused.pt2" in "".join(capsys.readouterr().out.split())  # however it is folded
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_writer_that_tells_a_full_disk_in_words(tmp_path):
 
 @pytest.mark.parametrize(("count", "text"), [(12, "12 bytes"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB")])
 def test_sizes_are_readable(count, text):
-    assert disks._size(count) == text
+    assert disks.size_words(count) == text
 
 
 # -- killed ----------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ r"""Predict the KL of groups that were not measured from those that were.
 d, the group's own angular error, needs only its FFNs. To second order the KL is a quadratic form in the
 error of the stream, so p is near 1; which form depends on the place b where the group ends, since what comes
 behind it is what reads the error. So c has a value for every end at which something was measured (the pair of
-blocks that ends there is enough), and the chain's mean elsewhere; p is fitted within equal ends, or within
-chains where no end has two. On the trained demo chains of seven FFNs, fitted on the pairs and the whole chain
-alone, this ranks the 21 groups like their KL with a Spearman of .99 (RMSNorm, SwiGLU) and .99 (LayerNorm,
-ungated GELU), where d without ends has .997 and .95, the input drift .97 and .96, the sum of M .97 and .96.
+blocks that ends there is enough), and the chain's mean elsewhere; p is fitted within chains. On the trained
+demo chains of seven FFNs, fitted on the pairs and the whole chain alone, this ranks the 21 groups like their
+KL with a Spearman of .996 (RMSNorm, SwiGLU) and .98 (LayerNorm, ungated GELU), where d without ends has .997
+and .95, the input drift .97 and .96, the sum of M .97 and .96; it is off by 14 and 17 % rms.
 """
 
 from __future__ import annotations
@@ -90,16 +90,13 @@ def _grouped(points: Sequence[Point], key: Callable[[Place], Hashable]) -> dict[
 
 
 def _slope(points: Sequence[Point]) -> float:
-    """The slope p; 1 where the points do not tell one, or tell one that cannot be."""
-    for key in (lambda end: end, lambda end: end[0]):
-        over = under = 0.0
-        for own in _grouped(points, key).values():
-            x, y = sum(each[1] for each in own) / len(own), sum(each[2] for each in own) / len(own)
-            over += sum((each[1] - x) * (each[2] - y) for each in own)
-            under += sum((each[1] - x) ** 2 for each in own)
-        if under > 1e-12:
-            return over / under if over > 0.0 else 1.0
-    return 1.0
+    """The slope p within chains; 1 where the points do not tell one, or tell one that cannot be."""
+    over = under = 0.0
+    for own in _grouped(points, lambda end: end[0]).values():
+        x, y = sum(each[1] for each in own) / len(own), sum(each[2] for each in own) / len(own)
+        over += sum((each[1] - x) * (each[2] - y) for each in own)
+        under += sum((each[1] - x) ** 2 for each in own)
+    return over / under if under > 1e-12 and over > 0.0 else 1.0
 
 
 def _level(points: Sequence[Point], slope: float) -> float:

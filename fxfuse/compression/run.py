@@ -44,6 +44,8 @@ from fxfuse.torch_api import fuse
 
 __all__ = ["compress"]
 
+_POLISHING = {"learning_rate": 3e-4}
+"""A model that is nearly there wants a third of the usual rate: at the healing's it moved away."""
 _CHOICE_TOKENS = 16_384
 """Tokens that attentions are chosen on, at most: every round measures every attention that is left."""
 
@@ -84,7 +86,7 @@ def compress(
         measure_tokens: Tokens that everything but distillation is decided and fitted on, at most.
         resume: Go on with what a run with the same options left in `folder`.
         memory: Bytes of activations held in memory.
-        distilling: Options of both distillations, as `distill` takes them.
+        distilling: Options of the healing, as `distill` takes them.
         progress: Called with a short text at every step.
         reading: What `Calibration.of` takes besides.
 
@@ -111,18 +113,18 @@ def compress(
     kept = Folder(Path(folder), options, resume=resume)
     stock = model if isinstance(model, ExportedProgram) else export_module(model, calibration.fit[0])
     with StageJudge(read_torch(stock, calibration.fit[0]), calibration.held_out, memory, progress) as judge:
-        way = _Way(stock, calibration, kept, judge, memory, dict(distilling or {}), progress)
+        way = _Way(stock, calibration, kept, judge, memory, progress)
         way.measured = calibration.limit(measure_tokens)
         way.stage("stock model", lambda: stock)
         way.stage("attention removed", lambda: way.without(which, max_kl_attention))
         if heal_steps:
-            way.stage("healed", lambda: way.distilled("healed", heal_steps))
+            way.stage("healed", lambda: way.distilled("healed", heal_steps, dict(distilling or {})))
         way.plan(max_kl, depth)
         way.stage("fused", lambda: way.fused(None))
         if recover is not None and way.found.plan is not None:
             way.stage("recovered", lambda: way.fused(recover))
         if polish_steps:
-            way.stage("polished", lambda: way.distilled("polished", polish_steps))
+            way.stage("polished", lambda: way.distilled("polished", polish_steps, _POLISHING))
         way.export()
     return way.found
 
@@ -137,11 +139,10 @@ class _Way:
         folder: Folder,
         judge: StageJudge,
         memory: int,
-        distilling: dict[str, Any],
         progress: Progress,
     ) -> None:
         self.stock, self.calibration, self.folder, self.judge = stock, calibration, folder, judge
-        self.memory, self.distilling, self.progress = memory, distilling, progress
+        self.memory, self.progress = memory, progress
         self.measured = calibration
         self.found = Compressed([], stock)
         self.unfused = stock
@@ -170,7 +171,7 @@ class _Way:
             chosen = choice
         return remove_attention(self.stock, chosen)
 
-    def distilled(self, name: str, steps: int) -> ExportedProgram:
+    def distilled(self, name: str, steps: int, recipe: Mapping[str, Any]) -> ExportedProgram:
         """The latest model, taught by the stock model."""
         result = distill(
             self.found.program,
@@ -180,7 +181,7 @@ class _Way:
             folder=self.folder.path(name).with_suffix(""),
             resume=self.folder.resume,
             progress=self.progress,
-            **self.distilling,
+            **recipe,
         )
         self.found.notes += [f"{name}: {note}" for note in result.notes]
         assert isinstance(result.model, ExportedProgram)

@@ -37,9 +37,10 @@ def test_a_chain_without_a_measurement_takes_the_mean_level():
 
 
 def test_ends_differ_in_level_and_share_the_slope():
-    """Pairs tell the level of each end, the whole chain the slope"""
+    """Pairs tell the level of each end, the whole chain against their mean the slope"""
     ends = [Segment(0, b - 1, b, 0.1, 10.0, 0.1, cosine_distance=0.01, kl=0.01 * b) for b in (1, 2, 3)]
-    whole = Segment(0, 0, 3, 0.1, 10.0, 0.1, cosine_distance=0.1, kl=0.3 * 10**0.2)
+    mean = 0.01 * 6 ** (1 / 3)
+    whole = Segment(0, 0, 3, 0.1, 10.0, 0.1, cosine_distance=0.1, kl=mean * 10**1.2)
     left = Segment(0, 0, 2, 0.1, 10.0, 0.1, cosine_distance=0.1)
     assert predicted(*ends, whole, left)[-1] == pytest.approx(0.2 * 10**0.2)
 
