@@ -42,7 +42,8 @@ def test_ends_differ_in_level_and_share_the_slope():
     mean = 0.01 * 6 ** (1 / 3)
     whole = Segment(0, 0, 3, 0.1, 10.0, 0.1, cosine_distance=0.1, kl=mean * 10**1.2)
     left = Segment(0, 0, 2, 0.1, 10.0, 0.1, cosine_distance=0.1)
-    assert predicted(*ends, whole, left)[-1] == pytest.approx(0.2 * 10**0.2)
+    level = (2 * 6 ** (1 / 3)) ** 0.5  # that of its pair and the chain's mean, halfway
+    assert predicted(*ends, whole, left)[-1] == pytest.approx(0.1 * 10**0.2 * level)
 
 
 def test_nothing_measured_predicts_nothing():
