@@ -1,0 +1,95 @@
+"""The forms in which one wide FFN can be written: the same function, at another speed.
+
+    two         gate and up products        packed      one product of both, then a split
+    two/4       the width in four slices, each with products of its own, then one sum
+    two, SimplifiedLayerNormalization       the norm as that operator of ONNX Runtime
+
+Which is fastest depends on the device, the runtime, the sizes and the tokens: it has to be measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fxfuse.passes.records import Block
+
+__all__ = ["NORMS", "RMS_OPSET", "Form", "legal_forms"]
+
+PRODUCTS = ("two", "packed")
+NORMS = ("own", "SimplifiedLayerNormalization", "RMSNormalization")
+RMS_OPSET = 23
+"""The first opset with RMSNormalization."""
+
+_STEP = 64  # channels: slices begin at multiples of it, where the width has enough of them
+_TEXT = re.compile(r"(\w+)(?:/([1-9]\d*))?(?:, (\w+))?")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a wide FFN is written. An FFN without an up product has one product however it is packed."""
+
+    products: str = "two"
+    slices: int = 1
+    norm: str = "own"
+
+    def __post_init__(self) -> None:
+        if self.products not in PRODUCTS:
+            raise ValueError(f"The products of a form are {' or '.join(PRODUCTS)}, not {self.products!r}.")
+        if self.slices < 1:
+            raise ValueError(f"A form has one slice or more, not {self.slices}.")
+        if self.norm not in NORMS:
+            raise ValueError(f"The norm of a form is one of {', '.join(NORMS)}, not {self.norm!r}.")
+
+    def __str__(self) -> str:
+        slices = f"/{self.slices}" if self.slices > 1 else ""
+        return f"{self.products}{slices}" + (f", {self.norm}" if self.norm != "own" else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Form:
+        """The form that `str` writes so.
+
+        Raises:
+            ValueError: No form is written so.
+        """
+        found = _TEXT.fullmatch(text.strip())
+        if found is None:
+            example = "'two', 'packed/2' or 'two, SimplifiedLayerNormalization'"
+            raise ValueError(f"A form is written as {example}, not {text!r}.")
+        products, slices, norm = found.groups()
+        return cls(products, int(slices or 1), norm or "own")
+
+    def packed(self, gated: bool) -> bool:
+        """Whether gate and up are one product."""
+        return gated and self.products == "packed"
+
+    def spans(self, width: int) -> list[tuple[int, int]]:
+        """Start and stop of each slice of `width` channels: nearly equal, never empty."""
+        step = _STEP if width >= _STEP * self.slices else 1
+        count, units = min(self.slices, width), width // step
+        ends = [step * (units * part // count) for part in range(1, count)] + [width]
+        return list(zip([0, *ends], ends, strict=False))
+
+
+def legal_forms(blocks: Sequence[Block], runtime: str, opset: int | None = None) -> list[Form]:
+    """The forms worth timing for a group, the default first; `opset` is the ONNX model's where it is known.
+
+    `runtime` is "onnxruntime", or any other name for torch.
+    """
+    gated = all(block.gated for block in blocks)
+    slices = [count for count in dict.fromkeys((2, len(blocks))) if count > 1]
+    forms = [Form(), *(Form(slices=count) for count in slices)]
+    if gated:
+        forms += [Form("packed"), Form("packed", 2)]
+    norm = _operator(blocks[0], runtime, opset)
+    if norm is not None:
+        forms += [replace(form, norm=norm) for form in forms if form.slices == 1]
+    return forms
+
+
+def _operator(first: Block, runtime: str, opset: int | None) -> str | None:
+    """The norm operator that is not the model's own spelling already."""
+    if runtime != "onnxruntime" or first.norm.kind != "rms" or first.norm.unit is None:
+        return None
+    return "SimplifiedLayerNormalization"
