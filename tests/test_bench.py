@@ -10,12 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from fxfuse.timing.rounds import Timing
+from fxfuse.timing.workers import LEAST_CALLS, Failure, Worker
 from tools.benchmark import contest, results
 from tools.benchmark.cases import CASES, PAIRS, QUICK, Case, Settings, contestants_on, dtype_of
 from tools.benchmark.contest import Result, measure
-from tools.benchmark.figures import Timing
+from tools.benchmark.hosting import FACTORY
 from tools.benchmark.machine import Machine
-from tools.benchmark.workers import LEAST_CALLS, Failure, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = Machine("CPU 9", 2, 8.0, None, "Linux", 0.1)
@@ -35,7 +36,7 @@ class FakeWorker:
     log: list[tuple[str, str]] = []
     failing = ("", "")
 
-    def __init__(self, name: str, *_: object) -> None:
+    def __init__(self, _: str, name: str, *__: object) -> None:
         self.name = name
 
     def ask(self, request: str, *_: object) -> object:
@@ -92,7 +93,7 @@ def test_a_contestant_that_fails_is_told_and_the_others_go_on(
 
 
 def test_a_process_says_why_it_fails_and_serves_on(tmp_path: Path):
-    with Worker("onnx", "chain-256", tmp_path, Settings()) as worker:
+    with Worker(FACTORY, "onnx", "chain-256", tmp_path, Settings()) as worker:
         for _ in range(2):
             with pytest.raises(Failure, match="InputError: There is no model file"):
                 worker.ask("open")

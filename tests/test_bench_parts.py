@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tools.benchmark.figures import Ratio, Timing, percentile
+from fxfuse.timing.rounds import Ratio, Timing, percentile
+from fxfuse.timing.workers import LEAST_CALLS, time_round
 from tools.benchmark.files import Reference
 from tools.benchmark.machine import slug
 from tools.benchmark.subjects import build, draw_input, run_parallel
-from tools.benchmark.workers import LEAST_CALLS, time_round
 
 # Figures
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fxfuse.timing.rounds import Ratio, Timing
+from fxfuse.timing.workers import Failure, Worker, spawn
 from tools.benchmark.cases import PAIRS, Case, Settings, contestants_on
-from tools.benchmark.figures import Ratio, Timing
-from tools.benchmark.workers import Failure, Worker, spawn
+from tools.benchmark.hosting import FACTORY
 
 __all__ = ["Result", "measure"]
 
@@ -55,7 +56,7 @@ def _measure_model(
         progress(f"{model}: exporting and fusing")
         groups = _write_files(model, [case.tokens for case in cases], folder, settings)
         workers = {
-            each: stack.enter_context(Worker(each, model, folder, settings))
+            each: stack.enter_context(Worker(FACTORY, each, model, folder, settings))
             for each in contestants_on(settings.device)
         }
         for worker in workers.values():  # they end together, before the first is waited for
@@ -84,7 +85,7 @@ def _measure_case(
     for index in range(settings.rounds):
         progress(f"{result.case}: round {index + 1} of {settings.rounds}")
         for name in list(workers)[:: -1 if index % 2 else 1]:
-            times = _try(result.failures, name, workers[name], "round")
+            times = _try(result.failures, name, workers[name], "round", settings.seconds)
             if times is not None:
                 rounds[name].append(times)
             time.sleep(settings.pause)

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fxfuse.files import stage
+from fxfuse.timing.rounds import Ratio, Timing
 from fxfuse.versions import versions
 from tools.benchmark.cases import CONTESTANTS, PAIRS, Settings, contestants_on, dtype_of
 from tools.benchmark.contest import Result
-from tools.benchmark.figures import Ratio, Timing
 from tools.benchmark.machine import Machine
 
 __all__ = ["draw", "to_dict", "write"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.benchmark.workers import spawn, time_round
+from fxfuse.timing.workers import spawn, time_round
 
 __all__ = ["Latency", "time_files"]
 
