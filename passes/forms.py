@@ -71,6 +71,11 @@ class Form:
         ends = [step * (units * part // count) for part in range(1, count)] + [width]
         return list(zip([0, *ends], ends, strict=False))
 
+    def suffixes(self, width: int) -> list[str]:
+        """What follows the names of each slice's products, where the slices are stored apart."""
+        count = len(self.spans(width))
+        return [f"_{index}" for index in range(count)] if count > 1 else [""]
+
 
 def legal_forms(blocks: Sequence[Block], runtime: str, opset: int | None = None) -> list[Form]:
     """The forms worth timing for a group, the default first; `opset` is the ONNX model's where it is known.

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,11 +22,12 @@ from fxfuse.passes.folding import Fold, write
 from fxfuse.passes.records import Block, Linear, Step, Value
 from fxfuse.passes.view import Op, View
 
-__all__ = ["Wide", "affine", "down_bias", "typed", "widen", "refill", "sources", "unread"]
+__all__ = [
+    "Weights", "Wide", "affine", "biased_roles", "down_bias", "kind", "refill", "sources", "typed", "unread",
+    "widen",
+]  # fmt: skip
 
-_SLICE = (
-    1 << 18
-)  # elements multiplied at a time: bounds the float64 copy, and keeps it in a processor's cache
+_SLICE = 1 << 18  # elements multiplied at a time: bounds the float64 copy, and keeps it in a cache
 
 
 @dataclass
@@ -54,26 +54,38 @@ class Wide:
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
+Weights: TypeAlias = Wide | Sequence[Wide]
+"""The weights of a wide FFN, whole or in slices of its width; the first slice has the down bias."""
+
+
 def widen(view: View, blocks: Sequence[Block], allocate: Callable[..., torch.Tensor] = torch.empty) -> Wide:
     """The wide FFN of `blocks`, in the type and on the device of their weights.
 
     `allocate(rows, columns, dtype=..., device=...)` gives the memory of a matrix, laid out in any way.
     """
-    first = constant(view, blocks[0].ffn.down.weight, None)
-    like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
-    hidden, width = blocks[0].hidden_size, sum(block.intermediate_size for block in blocks)
-    gated = blocks[0].gated
-    biased = {role: any(_needs_bias(block, role) for block in blocks) for role in ("gate", "up", "down")}
+    like, hidden, width = kind(view, blocks), blocks[0].hidden_size, sum(b.intermediate_size for b in blocks)
+    gated, biased = blocks[0].gated, biased_roles(view, blocks)
     wide = Wide(
         gate=allocate(width, hidden, **like),
         up=allocate(width, hidden, **like) if gated else None,
         down=allocate(hidden, width, **like),
-        gate_bias=torch.zeros(width, **like) if biased["gate"] else None,
-        up_bias=torch.zeros(width, **like) if gated and biased["up"] else None,
-        down_bias=torch.zeros(hidden, **like) if biased["down"] else None,
+        gate_bias=torch.zeros(width, **like) if "gate" in biased else None,
+        up_bias=torch.zeros(width, **like) if "up" in biased else None,
+        down_bias=torch.zeros(hidden, **like) if "down" in biased else None,
     )
     refill(view, blocks, wide)
     return wide
+
+
+def kind(view: View, blocks: Sequence[Block]) -> dict[str, Any]:
+    """The type and the device of the blocks' weights."""
+    first = constant(view, blocks[0].ffn.down.weight, None)
+    return {"dtype": first.dtype, "device": first.device}
+
+
+def biased_roles(view: View, blocks: Sequence[Block]) -> set[str]:
+    """The products of the wide FFN of `blocks` that need a bias."""
+    return {role for role in ("gate", "up", "down") if any(_needs_bias(block, role) for block in blocks)}
 
 
 @torch.no_grad()
@@ -81,8 +93,7 @@ def typed(
     view: View, blocks: Sequence[Block], wide: Wide, allocate: Callable[..., torch.Tensor] = torch.empty
 ) -> Wide:
     """Wide weights of any origin, rounded to the type and brought to the device of the blocks' own."""
-    first = constant(view, blocks[0].ffn.down.weight, None)
-    like: dict[str, Any] = {"dtype": first.dtype, "device": first.device}
+    like = kind(view, blocks)
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         return allocate(*tensor.shape, **like).copy_(tensor) if tensor.dim() == 2 else tensor.to(**like)
@@ -91,18 +102,43 @@ def typed(
 
 
 @torch.no_grad()
-def refill(view: View, blocks: Sequence[Block], wide: Wide) -> None:
-    """Write the wide weights of `blocks` into the tensors of `wide`, in place."""
-    ends = list(accumulate(block.intermediate_size for block in blocks))
-    places = [slice(end - block.intermediate_size, end) for end, block in zip(ends, blocks, strict=True)]
-    pairs = list(zip(blocks, places, strict=True))
-    write([_fold_first(view, b.ffn.gate, b.norm.gain, wide.gate, wide.gate_bias, at) for b, at in pairs])
-    ups = [(block.ffn.up, block.norm.gain, at) for block, at in pairs if block.ffn.up is not None]
-    if wide.up is not None:
-        write([_fold_first(view, up, gain, wide.up, wide.up_bias, at) for up, gain, at in ups])
-    write([_fold_down(view, block.ffn.down, wide.down[:, at]) for block, at in pairs])
-    if wide.down_bias is not None:
-        wide.down_bias.copy_(torch.stack([down_bias(view, block) for block in blocks]).sum(0))
+def refill(view: View, blocks: Sequence[Block], weights: Weights) -> None:
+    """Write the wide weights of `blocks` into the tensors of `weights`, in place."""
+    parts = [weights] if isinstance(weights, Wide) else weights
+    stop = 0
+    for part in parts:
+        start, stop = stop, stop + len(part.gate)
+        _refill_part(view, _overlaps(blocks, start, stop), part)
+    bias = parts[0].down_bias
+    if bias is not None:
+        bias.copy_(torch.stack([down_bias(view, block) for block in blocks]).sum(0))
+
+
+def _overlaps(blocks: Sequence[Block], start: int, stop: int) -> list[tuple[Block, slice, slice]]:
+    """The blocks with channels from `start` to `stop`: which of their own, and where after `start`."""
+    found, end = [], 0
+    for block in blocks:
+        begin, end = end, end + block.intermediate_size
+        first, last = max(begin, start), min(end, stop)
+        if first < last:
+            found.append((block, slice(first - begin, last - begin), slice(first - start, last - start)))
+    return found
+
+
+def _refill_part(view: View, pieces: Sequence[tuple[Block, slice, slice]], part: Wide) -> None:
+    folds = [
+        _fold_first(view, b.ffn.gate, b.norm.gain, own, part.gate, part.gate_bias, at)
+        for b, own, at in pieces
+    ]
+    if part.up is not None:
+        # One packed matrix is written band by band; two are written one after the other.
+        if part.up.untyped_storage().data_ptr() != part.gate.untyped_storage().data_ptr():
+            write(folds)
+            folds = []
+        ups = [(b.ffn.up, b.norm.gain, own, at) for b, own, at in pieces if b.ffn.up is not None]
+        folds += [_fold_first(view, up, gain, own, part.up, part.up_bias, at) for up, gain, own, at in ups]
+    write(folds)
+    write([_fold_down(view, block.ffn.down, own, part.down[:, at]) for block, own, at in pieces])
 
 
 def sources(view: View, blocks: Sequence[Block]) -> list[Value]:
@@ -157,14 +193,16 @@ def _fold_first(
     view: View,
     linear: Linear,
     gain: tuple[Step, ...],
+    own: slice,
     out: torch.Tensor,
     bias: torch.Tensor | None,
     rows: slice,
 ) -> Fold:
-    """Of out[rows] = diag(post) W diag(g); the norm's bias and the product's go into `bias[rows]` now."""
-    weight = _matrix(view, linear)
+    """Of out[rows] = diag(post) W[own] diag(g); both biases go into `bias[rows]` now."""
+    weight = _matrix(view, linear)[own]
     columns, shift = affine(view, gain, weight.shape[1], weight.device)
-    scale, offset = affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
+    pair = affine(view, linear.steps, _packed_rows(view, linear), weight.device, linear.rows)
+    scale, offset = (each[own] for each in pair)
     if bias is not None:
         moved = _product(weight, shift) if bool(shift.any()) else torch.zeros_like(offset)
         bias[rows] = (scale * moved + offset).to(bias.dtype)
@@ -181,9 +219,9 @@ def _product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.double() @ vector for part in torch.split(weight, step)])
 
 
-def _fold_down(view: View, linear: Linear, out: torch.Tensor) -> Fold:
-    """Of out = diag(post) W; the bias is `down_bias`'s matter."""
-    weight = _matrix(view, linear)
+def _fold_down(view: View, linear: Linear, own: slice, out: torch.Tensor) -> Fold:
+    """Of out = diag(post) W[:, own]; the bias is `down_bias`'s matter."""
+    weight = _matrix(view, linear)[:, own]
     scale, _ = affine(view, linear.steps, weight.shape[0], weight.device, linear.rows)
     ones = torch.ones(weight.shape[1], dtype=torch.float64, device=weight.device)
     return Fold(weight, scale, ones, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,22 @@ from fxfuse.frontends.protocol import Batch
 from fxfuse.inputs import Sample, specs_of
 from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.forms import RMS_OPSET, Form
 from fxfuse.passes.onnx.contract import contract
 from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.extract import ModelIndex
 from fxfuse.passes.onnx.inline import walk
 from fxfuse.passes.onnx.provenance import group_of, next_number, read_provenance, record
 from fxfuse.passes.onnx.reserved import free_reserved
-from fxfuse.passes.onnx.rewrite import insert, rewrite_group
+from fxfuse.passes.onnx.rewrite import Writer, insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
 from fxfuse.passes.onnx.stacked import rewrite_quantised
 from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
 from fxfuse.passes.quantised.groups import stack
 from fxfuse.passes.quantised.objections import is_quantised
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.weights import Wide, typed, unread, widen
+from fxfuse.passes.storing import copied, written
+from fxfuse.passes.weights import Wide, unread
 from fxfuse.sessions import Provider
 
 __all__ = ["OnnxFile", "FusedFile", "depth", "vocab_size"]
@@ -49,11 +51,15 @@ _LARGE = 1 << 20
 
 @dataclass
 class FusedFile:
-    """A rewritten model as it lies in the workspace, with its groups: first block and wide branch's name."""
+    """A rewritten model as it lies in the workspace, with its groups: first block and wide branch's name.
+
+    `forms` are those that were written, one for each group.
+    """
 
     model: onnx.ModelProto
     path: Path
     groups: list[tuple[Block, str]]
+    forms: list[Form]
 
     @functools.cached_property
     def index(self) -> ModelIndex:
@@ -148,30 +154,39 @@ class OnnxFile:
         return self._runs.between(self.samples[sample], [str(stop)], {start: x})[0]
 
     def apply(
-        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None
+        self,
+        groups: Sequence[Sequence[Block]],
+        wides: Sequence[Wide | None] | None = None,
+        forms: Sequence[Form] | None = None,
     ) -> FusedFile:
         """See `FrontEnd.apply`."""
+        own = [self._legal(group, form) for group, form in zip(groups, forms, strict=True)] if forms else []
         with DataFile(self.workspace / f"{self.name}.data") as data:
-            return self._apply(groups, wides or [None] * len(groups), data)
+            return self._apply(groups, wides or [None] * len(groups), own or [Form()] * len(groups), data)
+
+    def _legal(self, group: Sequence[Block], form: Form) -> Form:
+        """`form` without what this group or this file has no place for."""
+        if any(is_quantised(self.view, block) for block in group):
+            form = Form(norm=form.norm)
+        opset = next((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), 0)
+        known = group[0].norm.kind == "rms" and (form.norm != "RMSNormalization" or opset >= RMS_OPSET)
+        return form if known else replace(form, norm="own")
 
     def _apply(
-        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None], data: DataFile
+        self,
+        groups: Sequence[Sequence[Block]],
+        wides: Sequence[Wide | None],
+        forms: Sequence[Form],
+        data: DataFile,
     ) -> FusedFile:
         view = self._view()
         stored = {t.name: t for t in self.model.graph.initializer if _is_external(t) and size(t) >= _LARGE}
         data.begin([stored[str(name)] for name in unread(view, groups, stored)], self.folder)
         writers, names = [], []
         earlier, _ = read_provenance(self.model)
-        room = functools.partial(_room, data)
         first = max(self._first, next_number(self.model.graph))
-        for index, (group, corrected) in enumerate(zip(groups, wides, strict=True), first):
-            prefix = f"fxfuse.{index}"
-            if any(is_quantised(view, block) for block in group):
-                writer = rewrite_quantised(view, group, stack(view, group), prefix)
-            else:
-                own = widen(view, group, room) if corrected is None else typed(view, group, corrected, room)
-                arrays = {name: _as_array(tensor) for name, tensor in own.tensors().items()}
-                writer = rewrite_group(view, group, arrays, prefix)
+        for index, (group, wide, form) in enumerate(zip(groups, wides, forms, strict=True), first):
+            writer = self._rewrite(view, group, wide, form, f"fxfuse.{index}", data)
             for constant in writer.constants:
                 constant.values = data.keep(constant.values)
             writers.append(writer)
@@ -180,14 +195,34 @@ class OnnxFile:
         marks = [", ".join(block.name for block in group) for group in groups]
         store = lambda constant: data.refer(constant.name, constant.values)  # noqa: E731
         model = contract(splice(self.model, view, writers, marks, store), self._expanded)
-        written = [
-            group_of(view, group, writer.weights, recovered=wide is not None)
-            for group, writer, wide in zip(groups, writers, wides, strict=True)
+        made = [
+            group_of(view, group, writer.weights, recovered=wide is not None, form=form)
+            for group, writer, wide, form in zip(groups, writers, wides, forms, strict=True)
         ]
-        record(model, [*earlier, *written], __version__)
+        record(model, [*earlier, *made], __version__)
         if any(role.endswith("bias") for writer in writers for role in writer.weights):
             free_reserved(model)
-        return self._write(model, data, names)
+        return self._write(model, data, names, list(forms))
+
+    def _rewrite(
+        self,
+        view: OnnxView,
+        group: Sequence[Block],
+        wide: Wide | None,
+        form: Form,
+        prefix: str,
+        data: DataFile,
+    ) -> Writer:
+        """Write one group, with its weights in `data`."""
+        if any(is_quantised(view, block) for block in group):
+            return rewrite_quantised(view, group, stack(view, group), prefix, form.norm)
+        room = functools.partial(_room, data)
+        if wide is None:
+            stored = written(view, group, form, room, apart=True)
+        else:
+            stored = copied(view, group, wide, form, room, apart=True)
+        arrays = {name: _as_array(tensor) for name, tensor in stored.tensors.items()}
+        return rewrite_group(view, group, arrays, prefix, form)
 
     def fused_branch(self, fused: FusedFile, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.fused_branch`."""
@@ -230,17 +265,23 @@ class OnnxFile:
     def _view(self) -> OnnxView:
         return read_graph(self.model, self.folder)
 
-    def _write(self, model: onnx.ModelProto, data: DataFile, groups: list[tuple[Block, str]]) -> FusedFile:
+    def _write(
+        self,
+        model: onnx.ModelProto,
+        data: DataFile,
+        groups: list[tuple[Block, str]],
+        forms: list[Form],
+    ) -> FusedFile:
         """One file where the model was one and still fits, else with all weights in `data`."""
         external = any(map(_is_external, self.model.graph.initializer))
         path = self.workspace / self.name
         if external or total_bytes(model) > INLINE_LIMIT:
-            return FusedFile(write_model(model, self.folder, path, data), path, groups)
+            return FusedFile(write_model(model, self.folder, path, data), path, groups, forms)
         for tensor in model.graph.initializer:
             if data.holds(tensor):
                 take_in(tensor, self.workspace)
         data.path.unlink()
-        return FusedFile(write_model(model, self.folder, path, None), path, groups)
+        return FusedFile(write_model(model, self.folder, path, None), path, groups, forms)
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:

@@ -10,6 +10,9 @@ base64. So the concatenation can be undone; the gains were folded into gate and 
 
 A group whose weights were then corrected on data has "recovered": true, and the format is 2: it is not the
 concatenation of its blocks any more, and cannot be undone.
+
+A group in another form than gate, up and down has that as "form", as `Form` writes it: "packed", "two/4".
+Its weights are named by the roles of `fxfuse.passes.storing`; the format is then 3.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import onnx
 
+from fxfuse.passes.forms import Form
 from fxfuse.passes.naming import span
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
@@ -36,6 +40,8 @@ KEY = "fxfuse"
 FORMAT = 1
 FORMAT_RECOVERED = 2
 """Of a record with recovered groups, which a reader that knows only format 1 must not split."""
+FORMAT_FORMS = 3
+"""Of a record with groups in other forms."""
 _NUMBERED = re.compile(r"fxfuse\.(\d+)/")
 
 
@@ -44,7 +50,7 @@ class WideGroup:
     """One wide FFN: its blocks in order, the rows [start, stop) of each, and its weights' names by role.
 
     `down_biases` [hidden], one for each block, where there is a down bias. `recovered`: the weights were
-    corrected afterwards, so they are not the blocks' own.
+    corrected afterwards, so they are not the blocks' own. `form` says how the weights are stored.
     """
 
     blocks: tuple[str, ...]
@@ -52,17 +58,30 @@ class WideGroup:
     weights: Mapping[str, str]
     down_biases: tuple[np.ndarray[Any, Any], ...] = ()
     recovered: bool = False
+    form: Form = Form()
 
 
 def group_of(
-    view: View, blocks: Sequence[Block], weights: Mapping[str, str], *, recovered: bool = False
+    view: View,
+    blocks: Sequence[Block],
+    weights: Mapping[str, str],
+    *,
+    recovered: bool = False,
+    form: Form = Form(),  # noqa: B008
 ) -> WideGroup:
     """What to record of `blocks` of `view`, whose wide weights are stored under these names."""
     stops = list(accumulate(block.intermediate_size for block in blocks))
     rows = tuple(zip([0, *stops[:-1]], stops, strict=True))
     biased = blocks if "down_bias" in weights else ()
     biases = tuple(down_bias(view, block).float().numpy() for block in biased)
-    return WideGroup(tuple(block.name for block in blocks), rows, dict(weights), biases, recovered)
+    return WideGroup(
+        tuple(block.name for block in blocks),
+        rows,
+        dict(weights),
+        biases,
+        recovered,
+        replace(form, norm="own"),
+    )
 
 
 def read_provenance(model: onnx.ModelProto) -> tuple[list[WideGroup], list[str]]:
@@ -101,6 +120,7 @@ def record(model: onnx.ModelProto, groups: Sequence[WideGroup], version: str) ->
     model.metadata_props.extend(others)
     if groups:
         number = FORMAT_RECOVERED if any(group.recovered for group in groups) else FORMAT
+        number = FORMAT_FORMS if any(group.form != Form() for group in groups) else number
         whole = {"format": number, "fxfuse": version, "groups": [_plain(group) for group in groups]}
         model.metadata_props.add(key=KEY, value=json.dumps(whole))
 
@@ -111,27 +131,27 @@ def _plain(group: WideGroup) -> dict[str, Any]:
     ]
     for block, bias in zip(blocks, group.down_biases, strict=False):
         block["down_bias"] = base64.b64encode(bias.astype("<f4").tobytes()).decode()
-    told = {"recovered": True} if group.recovered else {}
+    told: dict[str, Any] = {"recovered": True} if group.recovered else {}
+    told |= {"form": str(group.form)} if group.form != Form() else {}
     return {"blocks": blocks, "weights": dict(group.weights), **told}
 
 
 def _parse(whole: Any) -> list[WideGroup]:
-    if whole["format"] not in (FORMAT, FORMAT_RECOVERED):
-        known = f"{FORMAT} and {FORMAT_RECOVERED}"
+    if whole["format"] not in (FORMAT, FORMAT_RECOVERED, FORMAT_FORMS):
+        known = f"{FORMAT} to {FORMAT_FORMS}"
         raise ValueError(f"its format is {whole['format']!r}, and this version reads {known}")
-    return [
-        _group(group["blocks"], group["weights"], bool(group.get("recovered"))) for group in whole["groups"]
-    ]
+    return [_group(group, group["blocks"], group["weights"]) for group in whole["groups"]]
 
 
-def _group(blocks: Sequence[Any], weights: Mapping[Any, Any], recovered: bool) -> WideGroup:
+def _group(group: Mapping[str, Any], blocks: Sequence[Any], weights: Mapping[Any, Any]) -> WideGroup:
     biased = blocks if "down_bias" in weights else ()
     return WideGroup(
         tuple(str(block["name"]) for block in blocks),
         tuple((int(block["rows"][0]), int(block["rows"][1])) for block in blocks),
         {str(role): str(name) for role, name in weights.items()},
         tuple(np.frombuffer(base64.b64decode(block["down_bias"]), "<f4") for block in biased),
-        recovered,
+        bool(group.get("recovered")),
+        Form.parse(group.get("form", "two")),
     )
 
 
@@ -144,7 +164,22 @@ def _objection(group: WideGroup, shapes: Mapping[str, tuple[int, ...]]) -> str |
     stops = [stop for _, stop in group.rows]
     if not stops or starts != [0, *stops[:-1]] or any(a >= b for a, b in group.rows):
         return f"its rows {list(group.rows)} are not one after the other"
+    if group.form != Form():
+        return _form_objection(group, shapes)
     # Quantised weights are blocked along their inputs, so down shows its width in no axis.
     wide = [name for role, name in group.weights.items() if not role.startswith("down")]
     wrong = next((name for name in wide if stops[-1] not in shapes[name]), None)
     return None if wrong is None else f"{wrong} has no axis of {stops[-1]}, the rows of its blocks"
+
+
+def _form_objection(group: WideGroup, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The same of weights that are stored in another form: each slice has its share of the rows."""
+    width = group.rows[-1][1]
+    for suffix, (start, stop) in zip(group.form.suffixes(width), group.form.spans(width), strict=True):
+        for role, rows in (("gate_up", 2 * (stop - start)), ("gate", stop - start), ("up", stop - start)):
+            name = group.weights.get(role + suffix)
+            if name is not None and rows not in shapes[name]:
+                return f"{name} has no axis of {rows}, the rows of its slice"
+        if f"down{suffix}" not in group.weights:
+            return f"it names no weight down{suffix}"
+    return None

@@ -7,6 +7,7 @@ r"""Write one wide FFN where a group of blocks stood, in an ONNX graph.
 2. The first block's elementwise region is copied, so an activation stays spelled as it was.
 3. The group's last Add keeps its name and its output and reads x0 and the wide branch.
 4. Readers of a shape in between read x0's.
+5. A form may ask for one product of gate and up, for slices of the width, and for the norm as one operator.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from fxfuse.passes.elementwise import region
+from fxfuse.passes.forms import Form
 from fxfuse.passes.onnx.view import OnnxView
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
@@ -30,6 +32,7 @@ __all__ = [
     "numpy_dtype",
     "put_branch",
     "rewrite_group",
+    "split",
     "unit_norm",
 ]
 
@@ -77,8 +80,9 @@ def rewrite_group(
     blocks: Sequence[Block],
     weights: Mapping[str, np.ndarray],
     prefix: str,
+    form: Form = Form(),  # noqa: B008
 ) -> Writer:
-    """Replace `blocks` by one wide FFN over `weights` (arrays, by field name of `Wide`, [out, in]).
+    """Replace `blocks` by one wide FFN over `weights` (arrays, by role as `form` stores them, [out, in]).
 
     New nodes stand in `Writer.nodes`, in order; `insert` puts them into the graph.
     """
@@ -87,7 +91,7 @@ def rewrite_group(
         name: writer.constant(name, array.T if array.ndim == 2 else array) for name, array in weights.items()
     }
     writer.weights = {name: tensor.name for name, tensor in tensors.items()}
-    put_branch(view, writer, blocks, _wide_branch(view, writer, blocks[0], tensors))
+    put_branch(view, writer, blocks, _wide_branch(view, writer, blocks, tensors, form))
     return writer
 
 
@@ -111,31 +115,85 @@ def insert(graph: gs.Graph, writers: Sequence[Writer]) -> None:
 
 
 def _wide_branch(
-    view: OnnxView, writer: Writer, first: Block, weights: Mapping[str, gs.Constant]
+    view: OnnxView,
+    writer: Writer,
+    blocks: Sequence[Block],
+    weights: Mapping[str, gs.Constant],
+    form: Form,
 ) -> gs.Tensor:
+    first = blocks[0]
+    hidden = unit_norm(view, writer, first, form.norm)
+    names = form.suffixes(sum(block.intermediate_size for block in blocks))
+    parts = [_slice(view, writer, first, hidden, weights, name) for name in names]
+    total = parts[0] if len(parts) == 1 else writer.node("Sum", parts, "down_sum", parts[0])
+    return _biased(writer, total, weights, "down")
+
+
+def _slice(
+    view: OnnxView,
+    writer: Writer,
+    first: Block,
+    hidden: gs.Tensor,
+    weights: Mapping[str, gs.Constant],
+    suffix: str,
+) -> gs.Tensor:
+    """A slice of the width, from the norm to its last product."""
     activation = first.ffn.activation
-    hidden = unit_norm(view, writer, first)
-    known = {activation.gate: _linear(writer, hidden, weights, "gate")}
-    if activation.up is not None:
-        known[activation.up] = _linear(writer, hidden, weights, "up")
+    packed = weights.get(f"gate_up{suffix}")
+    if packed is not None:
+        both = _linear(writer, hidden, weights, f"gate_up{suffix}")
+        half = packed.values.shape[1] // 2
+        gate, up = split(view, writer, both, [half, half], ["gate", "up"])
+        known: dict[Value, gs.Tensor] = {activation.gate: gate, activation.up: up}
+    else:
+        known = {activation.gate: _linear(writer, hidden, weights, f"gate{suffix}")}
+        if activation.up is not None:
+            known[activation.up] = _linear(writer, hidden, weights, f"up{suffix}")
     inner = copy_region(view, writer, activation.output, known)
-    return _linear(writer, inner, weights, "down")
+    return _product(writer, inner, weights, f"down{suffix}")
 
 
-def unit_norm(view: OnnxView, writer: Writer, first: Block) -> gs.Tensor:
-    """The first block's norm without its gain, in the type of its weights."""
+def split(
+    view: OnnxView, writer: Writer, tensor: gs.Tensor, sizes: Sequence[int], names: Sequence[str]
+) -> list[gs.Variable]:
+    """Parts of a tensor's last axis."""
+    opset = next((each.version for each in view.model.opset_import if each.domain in ("", "ai.onnx")), 20)
+    outputs = [gs.Variable(writer.free(f"{writer.prefix}/{name}_part"), dtype=tensor.dtype) for name in names]
+    inputs, attrs = [tensor], {"axis": -1}
+    if opset >= 13:
+        inputs.append(writer.constant("sizes", np.asarray(sizes, np.int64)))
+    else:
+        attrs["split"] = list(sizes)  # type: ignore[assignment]
+    writer.nodes.append(gs.Node("Split", writer.free(f"{writer.prefix}/split"), attrs, inputs, outputs))
+    return outputs
+
+
+def unit_norm(view: OnnxView, writer: Writer, first: Block, operator: str = "own") -> gs.Tensor:
+    """The first block's norm without its gain, in the type of its weights; an RMSNorm as `operator`."""
     norm = first.norm
+    if norm.kind == "rms" and operator != "own":
+        return _operator_norm(view, writer, first, operator)
     if norm.unit is not None:
         return cast_to(view, writer, str(norm.unit), first.dtype, "norm_cast")
-    operator = view.tensors[str(norm.operator)].inputs[0]
-    kind = view.dtype(operator.inputs[1].name) or first.dtype
+    node = view.tensors[str(norm.operator)].inputs[0]
+    kind = view.dtype(node.inputs[1].name) or first.dtype
     ones = writer.constant("unit_gain", np.ones(first.hidden_size, numpy_dtype(kind)))
     like = view.tensors[str(norm.operator)]
-    tensor = writer.node(
-        operator.op, [operator.inputs[0], ones], "norm", like, domain=operator.domain, **operator.attrs
-    )
+    tensor = writer.node(node.op, [node.inputs[0], ones], "norm", like, domain=node.domain, **node.attrs)
     known = view.dtype(norm.operator)
     return tensor if known in (None, first.dtype) else _cast(writer, tensor, "norm_cast", first.dtype)
+
+
+def _operator_norm(view: OnnxView, writer: Writer, first: Block, operator: str) -> gs.Tensor:
+    """One operator of ONNX's own domain, which computes in float32 whatever it reads."""
+    norm = first.norm
+    stream = strip(view, norm.source)
+    source = stream if view.dtype(stream) == first.dtype else norm.source
+    kind = view.dtype(source) or first.dtype
+    gain = writer.constant("unit_gain", np.full(first.hidden_size, norm.scale, numpy_dtype(kind)))
+    x = view.tensors[str(source)]
+    tensor = writer.node(operator, [x, gain], "norm", x, axis=-1, epsilon=float(norm.eps))
+    return tensor if kind == first.dtype else _cast(writer, tensor, "norm_cast", first.dtype)
 
 
 def _as_typed(view: OnnxView, writer: Writer, branch: gs.Tensor, last: Block) -> gs.Tensor:
@@ -163,9 +221,16 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def _linear(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], role: str) -> gs.Tensor:
-    product = writer.node("MatMul", [x, weights[role]], f"{role}_proj", x)
+    return _biased(writer, _product(writer, x, weights, role), weights, role)
+
+
+def _product(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], role: str) -> gs.Tensor:
+    return writer.node("MatMul", [x, weights[role]], f"{role}_proj", x)
+
+
+def _biased(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], role: str) -> gs.Tensor:
     bias = weights.get(f"{role}_bias")
-    return product if bias is None else writer.node("Add", [product, bias], f"{role}_proj_bias", x)
+    return x if bias is None else writer.node("Add", [x, bias], f"{role}_proj_bias", x)
 
 
 def copy_region(view: OnnxView, writer: Writer, output: Value, known: dict[Value, gs.Tensor]) -> gs.Tensor:

@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 
-from fxfuse.passes.onnx.rewrite import Writer, cast_to, copy_region, put_branch, unit_norm
+from fxfuse.passes.onnx.rewrite import Writer, cast_to, copy_region, put_branch, split, unit_norm
 from fxfuse.passes.onnx.view import OnnxView, to_numpy
 from fxfuse.passes.quantised.formulas import pack
 from fxfuse.passes.quantised.groups import Product, QuantisedGroup
@@ -28,12 +28,14 @@ _MICROSOFT = "com.microsoft"
 _STEPS = {"add": "Add", "mul": "Mul", "div": "Div"}
 
 
-def rewrite_quantised(view: OnnxView, blocks: Sequence[Block], group: QuantisedGroup, prefix: str) -> Writer:
+def rewrite_quantised(
+    view: OnnxView, blocks: Sequence[Block], group: QuantisedGroup, prefix: str, norm: str = "own"
+) -> Writer:
     """Replace `blocks` by the wide FFN `group`; as `rewrite_group` does with float weights."""
     first = blocks[0]
     writer = Writer(view.graph, prefix)
     if group.folded:
-        hidden = unit_norm(view, writer, first)
+        hidden = unit_norm(view, writer, first, norm)
     else:
         hidden = cast_to(view, writer, str(first.norm.output), first.dtype, "norm_cast")
     products = _Products(writer, first.dtype)
@@ -51,26 +53,14 @@ def _downs(
     if group.apart is None:
         return products.write(inner, group.downs[0], "down")
     writer = products.writer
-    parts = _split(view, writer, inner, [block.intermediate_size for block in blocks])
+    sizes = [block.intermediate_size for block in blocks]
+    parts = split(view, writer, inner, sizes, [f"inner_{index}" for index in range(len(sizes))])
     total: gs.Tensor | None = None
     for index, (part, down) in enumerate(zip(parts, group.downs, strict=True)):
         product = products.write(part, down, f"down_{index}")
         total = product if total is None else writer.node("Add", [total, product], "down_sum", product)
     assert total is not None
     return total
-
-
-def _split(view: OnnxView, writer: Writer, inner: gs.Tensor, sizes: Sequence[int]) -> list[gs.Variable]:
-    opset = next((each.version for each in view.model.opset_import if each.domain in ("", "ai.onnx")), 20)
-    names = [writer.free(f"{writer.prefix}/inner_{index}") for index in range(len(sizes))]
-    outputs = [gs.Variable(name, dtype=inner.dtype) for name in names]
-    inputs, attrs = [inner], {"axis": -1}
-    if opset >= 13:
-        inputs.append(writer.constant("sizes", np.asarray(sizes, np.int64)))
-    else:
-        attrs["split"] = list(sizes)  # type: ignore[assignment]
-    writer.nodes.append(gs.Node("Split", writer.free(f"{writer.prefix}/split"), attrs, inputs, outputs))
-    return outputs
 
 
 class _Products:
