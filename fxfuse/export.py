@@ -24,6 +24,7 @@ from fxfuse.passes.onnx.view import to_numpy
 from fxfuse.pipeline import Progress
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
+from fxfuse.quantisation.options import Quantise
 from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
 from fxfuse.sessions import Provider
@@ -44,6 +45,8 @@ def export_onnx(
     plan: AnyPlan | None = None,
     recover: Any = None,
     calibration: Any = None,
+    quantize: str | None = None,
+    quantize_exclude: str | None = None,
     provider: Provider = "auto",
     force: bool = False,
     progress: Progress = lambda _: None,
@@ -63,6 +66,9 @@ def export_onnx(
         plan: A plan or its file; its groups are fused instead of those that the budget would choose.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
         calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
+        quantize: "int8" or "int4": store the weights of MatMul products so after fusing; see `fuse_onnx`. A model
+            in which nothing was fused is written as it is.
+        quantize_exclude: A regular expression for products and weights that stay float.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite `out_path`.
         progress: Called with a short text at every step.
@@ -72,8 +78,11 @@ def export_onnx(
         InputError: An option, the plan, the model's mode or the output's place cannot be used.
         VerificationError: The rewritten model does not compute what it should; nothing was written.
     """
-    plan_for(plan, Budget.of(budget, also=("plan", "recover", "calibration")))  # before what takes time
+    plan_for(
+        plan, Budget.of(budget, also=("plan", "recover", "calibration", "quantize"))
+    )  # before what takes time
     recovery = recovery_for(recover, calibration)
+    Quantise.of(quantize, quantize_exclude)
     if model.training:
         raise InputError("The model is in training mode: call model.eval() before export_onnx.")
     out = Path(out_path)
@@ -88,6 +97,8 @@ def export_onnx(
             plan=plan,
             recover=recovery.options if recovery is not None else None,
             calibration=recovery.calibration if recovery is not None else None,
+            quantize=quantize,
+            quantize_exclude=quantize_exclude,
             provider=provider,
             progress=progress,
             **budget,

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from fxfuse.pipeline import Progress
 from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
+from fxfuse.quantisation.files import quantise_fused
+from fxfuse.quantisation.options import Quantise
 from fxfuse.recovery.using import Recovery, recovery_for
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
@@ -49,6 +52,8 @@ def fuse_onnx(
     plan: AnyPlan | None = None,
     recover: Any = None,
     calibration: Any = None,
+    quantize: str | None = None,
+    quantize_exclude: str | None = None,
     provider: Provider = "auto",
     force: bool = False,
     dry_run: bool = False,
@@ -67,6 +72,11 @@ def fuse_onnx(
             bodies of If, Loop and Scan nodes are left as they are.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
         calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
+        quantize: "int8" or "int4": store the weights of MatMul products so after fusing, in the same file. The
+            budget then holds for what is written: a group that falls under min_sqnr keeps its products
+            float, and nothing is written where max_kl is exceeded.
+        quantize_exclude: A regular expression, searched for in the names of products and of their weights;
+            what matches stays float.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite the output, or the input.
         dry_run: Do everything but put the output in its place.
@@ -85,14 +95,16 @@ def fuse_onnx(
     report.model = os.fspath(model_path)
     started, clock = time.perf_counter(), Clock(report.phases, progress)
     try:
+        wish = Quantise.of(quantize, quantize_exclude)
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, plan, (recover, calibration), provider, force, dry_run,
+                Path(model_path), out_path, inputs, plan, (recover, calibration), wish, provider, force, dry_run,
                 clock, report, budget,
             )  # fmt: skip
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__
         report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
+        report.quantisation = None
         raise
     finally:
         clock.stop()
@@ -105,6 +117,7 @@ def _fuse_onnx(
     inputs: Sequence[Any] | None,
     plan: AnyPlan | None,
     wish: tuple[Any, Any],
+    quantise: Quantise | None,
     provider: Provider,
     force: bool,
     dry_run: bool,
@@ -112,7 +125,7 @@ def _fuse_onnx(
     report: Report,
     budget: Mapping[str, Any],
 ) -> Report:
-    bounds = Budget.of(budget, also=("plan", "recover", "calibration"))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize"))
     planned = plan_for(plan, bounds)
     recovery = recovery_for(*wish, path)
     out = Path(out_path) if out_path is not None else default_output(path)
@@ -143,6 +156,14 @@ def _fuse_onnx(
             raise _Nothing
         fused = fused or inside.take(workspace)
         report.after = _size(fused.model, fused.path, workspace, report.ffn_blocks_left)
+        if quantise is not None:
+            free = planned is not None or recovery is not None  # which min_sqnr does not judge either
+            held = replace(bounds, min_sqnr=None) if free else bounds
+            quantised = quantise_fused(front, fused, quantise, report, held, progress)
+            if quantised is None:
+                raise _Nothing
+            size = _size(quantised.model, quantised.path, workspace, report.ffn_blocks_left)
+            report.after = replace(size, parameters=report.after.parameters)
         report.output = str(out)
         progress("putting the output in its place")
     return report

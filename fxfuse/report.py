@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fxfuse.passes.records import Block, Found, Miss
 
 if TYPE_CHECKING:
+    from fxfuse.quantisation.records import Quantisation
     from fxfuse.recovery.records import GroupRecovery  # which waits for torch
 
 __all__ = ["BlockReport", "ChainReport", "GroupReport", "Size", "Report"]
@@ -79,7 +80,7 @@ class Report:
     """All that one fusion found and measured. `str(report)` is the table, `to_json()` the file.
 
     ffn_blocks counts the original model's, those that stand alone included; seconds are of the whole, phases
-    of each step.
+    of each step. groups and end_to_end tell what fusing costs, quantisation what both do together.
     """
 
     model: str
@@ -90,6 +91,7 @@ class Report:
     groups: list[GroupReport] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     end_to_end: dict[str, Any] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
     before: Size | None = None
     after: Size | None = None
     notes: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fxfuse.naming import printable, span, spans
 from fxfuse.passes.records import Miss
+from fxfuse.quantisation.table import quantised_parts
 from fxfuse.report import GroupReport, Report, Size
 
 __all__ = ["columns", "draw", "plain", "render", "text"]
@@ -41,6 +42,7 @@ def draw(report: Report, dry_run: bool = False) -> RenderableType:
         parts += [Text(), _groups(report.groups)]
         parts += [Text(), _recoveries(report.groups)] if any(g.recovery for g in report.groups) else []
         parts += [Text(), text(_end_to_end(report))]
+        parts += quantised_parts(report.quantisation)
     if report.misses:
         parts += [Text(), _misses(report.misses)]
     parts += [

@@ -45,6 +45,7 @@ _FLAGS = {
     "max_kl": "--max-kl",
     "max_tokens": "--tokens",
     "min_sqnr": "--min-sqnr",
+    "quantize_exclude": "--quantize-exclude",
 }
 """Options whose names are no words, as they are called on the command line."""
 

@@ -15,6 +15,7 @@ from fxfuse.cli.codes import DONE, NOTHING
 from fxfuse.cli.programs import fuse_program, is_program
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.files import default_output
+from fxfuse.quantisation.options import Quantise
 from fxfuse.report_file import check_report_place, write_report
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         help="correct the weights of each group on --data: in closed form, or by local distillation as well",
     )  # fmt: skip
     data.add_arguments(found, seed=False)
+    smaller = found.add_argument_group("quantising: smaller weights, after fusing and under the same budget")
+    smaller.add_argument(
+        "--quantize", choices=("int8", "int4"),
+        help="store the weights of matrix products so; a group that would fall under --min-sqnr keeps its own",
+    )  # fmt: skip
+    smaller.add_argument(
+        "--quantize-exclude", metavar="RE", help="leave products float whose name or weight's name matches"
+    )
     running = found.add_argument_group("running")
     running.add_argument(
         "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider"
@@ -116,6 +125,7 @@ def run(options: argparse.Namespace, told: Callable[[BaseException], str]) -> in
 def _fuse(options: argparse.Namespace, report: Report) -> None:
     budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
     Budget.of(budget)  # before anything that takes time
+    Quantise.of(options.quantize, options.quantize_exclude)
     if is_program(options.model):
         from fxfuse.screen import show_steps
 
@@ -136,6 +146,8 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
             inputs=options.inputs,
             plan=options.plan,
             **_recovery(options, progress),
+            quantize=options.quantize,
+            quantize_exclude=options.quantize_exclude,
             provider=options.provider,
             force=options.force,
             dry_run=options.dry_run,
