@@ -66,6 +66,11 @@ def backend(
             "torch.compile offers no recovery, since its wide weights follow the model's parameters: use "
             "fxfuse.fuse(model, example_inputs, recover=..., calibration=...), which returns a program."
         )
+    if "quantize" in given:
+        raise InputError(
+            "torch.compile does not quantise, since its wide weights follow the model's parameters: use "
+            "fxfuse.fuse(model, example_inputs, quantize=...), which returns a program."
+        )
     budget = Budget.of(given, also=_OWN_OPTIONS)
     planned = plan_for(plan, budget)
     compile_inner = inner_backend(inner, mode, inner_options)

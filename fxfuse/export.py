@@ -66,8 +66,8 @@ def export_onnx(
         plan: A plan or its file; its groups are fused instead of those that the budget would choose.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
         calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
-        quantize: "int8" or "int4": store the weights of MatMul products so after fusing; see `fuse_onnx`. A model
-            in which nothing was fused is written as it is.
+        quantize: "int8" or "int4": store the weights of MatMul products so after fusing; see `fuse_onnx`. A
+            model in which nothing was fused is written as it is.
         quantize_exclude: A regular expression for products and weights that stay float.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite `out_path`.

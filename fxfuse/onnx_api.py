@@ -72,9 +72,9 @@ def fuse_onnx(
             bodies of If, Loop and Scan nodes are left as they are.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
         calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
-        quantize: "int8" or "int4": store the weights of MatMul products so after fusing, in the same file. The
-            budget then holds for what is written: a group that falls under min_sqnr keeps its products
-            float, and nothing is written where max_kl is exceeded.
+        quantize: "int8" or "int4": store the weights of MatMul products so after fusing. The budget then
+            holds for what is written: a group that falls under min_sqnr keeps its products float, and
+            nothing is written where max_kl is exceeded.
         quantize_exclude: A regular expression, searched for in the names of products and of their weights;
             what matches stays float.
         provider: "auto", "cuda" or "cpu".
@@ -98,8 +98,8 @@ def fuse_onnx(
         wish = Quantise.of(quantize, quantize_exclude)
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, plan, (recover, calibration), wish, provider, force, dry_run,
-                clock, report, budget,
+                Path(model_path), out_path, inputs, plan, (recover, calibration), wish, provider, force,
+                dry_run, clock, report, budget,
             )  # fmt: skip
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__

@@ -78,7 +78,7 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     smaller = found.add_argument_group("quantising: smaller weights, after fusing and under the same budget")
     smaller.add_argument(
         "--quantize", choices=("int8", "int4"),
-        help="store the weights of matrix products so; a group that would fall under --min-sqnr keeps its own",
+        help="store the weights of matrix products so; a group that would fall under --min-sqnr stays float",
     )  # fmt: skip
     smaller.add_argument(
         "--quantize-exclude", metavar="RE", help="leave products float whose name or weight's name matches"

@@ -69,8 +69,8 @@ def quantise_fused(
     )  # fmt: skip
     report.quantisation = found
     report.notes += [
-        f"the products of {span(group.blocks)} stay float: as {wish.kind} the group keeps {group.sqnr_db:.1f} dB, "
-        f"under the budget of {budget.min_sqnr:g} dB"
+        f"the products of {span(group.blocks)} stay float: as {wish.kind} the group keeps "
+        f"{group.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
         for group in kept
     ]
     if (reason := over_budget(found, budget)) is not None:

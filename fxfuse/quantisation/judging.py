@@ -25,7 +25,7 @@ __all__ = ["QuantisedJudge", "decline", "kept_float", "over_budget"]
 class QuantisedJudge(Generic[Fused]):
     """Holds a quantised model against the fused one and the original, on the front end's samples.
 
-    `names` are the blocks of the groups that `fused` holds, in its order.
+    `names` are the blocks of the groups that `fused` holds, in its order; it may be changed afterwards.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class QuantisedJudge(Generic[Fused]):
         hidden_size: int,
         budget: Budget,
     ) -> None:
-        self._front, self._fused, self._budget, self._hidden_size = front, fused, budget, hidden_size
+        self._front, self._budget, self._hidden_size = front, budget, hidden_size
         chains = find_chains(front.view, requantize=budget.requantize).chains
         known = {block.name: block for chain in chains for block in chain.blocks}
         self._groups: list[tuple[Block, Block]] = [(known[own[0]], known[own[-1]]) for own in names]
@@ -47,6 +47,7 @@ class QuantisedJudge(Generic[Fused]):
             [front.fused_branch(fused, index, state[first.x], sample) for sample, state in self._samples()]
             for index, (first, _) in enumerate(self._groups)
         ]
+        self._before = front.outputs(fused, hidden_size)
 
     def groups(self, quantised: Fused, kept: Sequence[GroupQuantisation] = ()) -> list[GroupQuantisation]:
         """Every group of the quantised model; those in `kept` are float and stand as they are."""
@@ -63,7 +64,7 @@ class QuantisedJudge(Generic[Fused]):
             VerificationError: It gives NaN or infinity where the original does not.
         """
         original = compare_outputs(self._front, quantised, self._hidden_size, self._budget)
-        before = self._front.outputs(self._fused, self._hidden_size)
+        before = self._before
         after = self._front.outputs(quantised, self._hidden_size)
         if original is None or before is None or after is None:
             return {}
@@ -78,8 +79,8 @@ class QuantisedJudge(Generic[Fused]):
         ]
         if not is_finite(own):
             raise VerificationError(
-                f"The quantised wide FFN of {span(names)} gives NaN or infinity: nothing was written; leave its "
-                "products out."
+                f"The quantised wide FFN of {span(names)} gives NaN or infinity: nothing was written; leave "
+                "its products float."
             )
         starts = [state[first.x] for _, state in self._samples()]
         ends = [state[last.out] for _, state in self._samples()]

@@ -39,7 +39,7 @@ _DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True)
 class Written:
-    """A quantised file: the model as it was written, names of the products that were quantised, and the rest."""
+    """A quantised file: the model as it was written, names of products that were quantised, and the rest."""
 
     model: onnx.ModelProto
     path: Path

@@ -13,7 +13,7 @@ __all__ = ["Stored", "objection"]
 Stored = Mapping[str, onnx.TensorProto]
 """The stored tensors that a node may read, by name."""
 
-_NAMES = {
+_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
