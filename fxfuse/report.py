@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fxfuse.quantisation.records import Quantisation
     from fxfuse.recovery.records import GroupRecovery  # which waits for torch
 
-__all__ = ["BlockReport", "ChainReport", "GroupReport", "Size", "Report"]
+__all__ = ["BlockReport", "ChainReport", "GroupReport", "GroupTiming", "Size", "Report", "WholeTiming"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,35 @@ class ChainReport:
 
 
 @dataclass(frozen=True)
+class GroupTiming:
+    """What the blocks of a group take on the target, in milliseconds by token count, norms and adds included.
+
+    `fused_ms` is of the best form that was found.
+    """
+
+    form: str
+    sequential_ms: dict[int, float]
+    fused_ms: dict[int, float]
+
+
+@dataclass(frozen=True)
+class WholeTiming:
+    """One call of the whole model on the target, in milliseconds; ratio = original / fused, round by round."""
+
+    tokens: int
+    original_ms: float
+    fused_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class GroupReport:
     """A group that was fused: names of its blocks, the width of its FFN and what fusing it costs.
 
     quantised: what was done with quantised weights, None where there are none. requantisation_error:
     |W' - W| / |W| of those that were quantised again; the loss is then of what was written, the rewrite error
     that against W'. recovery: what was tried on calibration data, None where nothing was; the loss is then of
-    what was written too, with the groups before it fused.
+    what was written too, with the groups before it fused. timing: None where no target was given.
     """
 
     blocks: tuple[str, ...]
@@ -62,6 +84,7 @@ class GroupReport:
     quantised: str | None = None
     requantisation_error: float | None = None
     recovery: GroupRecovery | None = None
+    timing: GroupTiming | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,7 @@ class Report:
     misses: list[Miss] = field(default_factory=list)
     end_to_end: dict[str, Any] = field(default_factory=dict)
     quantisation: Quantisation | None = None
+    latency: list[WholeTiming] = field(default_factory=list)
     before: Size | None = None
     after: Size | None = None
     notes: list[str] = field(default_factory=list)

@@ -74,8 +74,21 @@ class Worker:
         Raises:
             Failure: The request failed or the process ended.
         """
-        try:
+        self.begin(request, *arguments)
+        return self.finish()
+
+    def begin(self, request: str, *arguments: Any) -> None:
+        """Send a request, whose answer `finish` waits for."""
+        with contextlib.suppress(OSError, ValueError):  # it has ended: the answer says so
             self._send((request, arguments))
+
+    def finish(self) -> Any:
+        """The answer to the request that `begin` sent.
+
+        Raises:
+            Failure: The request failed or the process ended.
+        """
+        try:
             good, answer = pickle.load(self._answers)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):
             self.dismiss()
@@ -100,6 +113,10 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process, and wait until it has."""
         self.dismiss()
         try:
             self._process.wait(PATIENCE)

@@ -1,0 +1,57 @@
+"""Which form wins, and whether it pays: from the ratios at every token count that matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fxfuse.timing.contest import Standing
+
+__all__ = ["GAIN", "LEAST", "Verdict", "judge"]
+
+LEAST = 0.98
+"""The least ratio at any token count: never slower than the sequential chain by more than 2 %."""
+GAIN = 1.02
+"""The least geometric mean of the ratios: less is not worth any loss."""
+_DOUBT = 0.03
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The best contestant, its ratios by token count, and what they come to."""
+
+    name: str
+    ratios: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean."""
+        return math.exp(sum(math.log(max(each, 1e-9)) for each in self.ratios.values()) / len(self.ratios))
+
+    @property
+    def worst(self) -> int:
+        """The token count at which it does worst."""
+        return min(self.ratios, key=lambda tokens: self.ratios[tokens])
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is worth taking."""
+        return self.ratios[self.worst] >= LEAST and self.mean >= GAIN
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a little noise would turn it round."""
+        least, mean = self.ratios[self.worst] - LEAST, self.mean - GAIN
+        return (abs(least) < _DOUBT and mean > -_DOUBT) or (abs(mean) < _DOUBT and least > -_DOUBT)
+
+
+def judge(standings: Mapping[int, Standing], names: Sequence[str]) -> Verdict | None:
+    """The best of `names`: of those never behind the one that gains most, else the one least behind."""
+    found = [
+        Verdict(name, {tokens: each.ratio(name) for tokens, each in standings.items()}) for name in names
+    ]
+    running = [each for each in found if min(each.ratios.values()) > 0]
+    if not running:
+        return None
+    return max(running, key=lambda each: (each.pays, min(each.ratios[each.worst], LEAST), each.mean))
