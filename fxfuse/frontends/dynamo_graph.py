@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
 from fxfuse.passes.chains import find_chains
-from fxfuse.passes.weights import Wide, sources
+from fxfuse.passes.weights import sources
 
 __all__ = ["DynamoGraph"]
 
@@ -48,11 +48,13 @@ class DynamoGraph(TorchGraph):
         names = (block.name for block in blocks if trained.intersection(sources(self.view, [block])))
         return next(names, None)
 
-    def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
+    def attach(
+        self, fused: FusedGraph, weights: Mapping[str, torch.Tensor], index: int
+    ) -> dict[str, fx.Node]:
         """Append placeholders, marked as weights for the inner backend."""
         nodes = {}
         last = fused.module.graph.find_nodes(op="placeholder")[-1]
-        for name, tensor in wide.tensors().items():
+        for name, tensor in weights.items():
             with fused.module.graph.inserting_after(last):
                 last = fused.module.graph.placeholder(f"fxfuse_{index}_{name}")
             last.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from fxfuse.errors import InputError
 from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
-from fxfuse.passes.weights import Wide
 
 __all__ = ["ExportedGraph"]
 
@@ -36,12 +35,14 @@ class ExportedGraph(TorchGraph):
             inputs.append(weights[node] if node in weights else next(given))
         super().__init__(program.graph_module, inputs, weights)
 
-    def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
+    def attach(
+        self, fused: FusedGraph, weights: Mapping[str, torch.Tensor], index: int
+    ) -> dict[str, fx.Node]:
         """Make placeholders for the wide weights, before all others, as parameters stand first."""
         nodes = {}
         first = fused.module.graph.find_nodes(op="placeholder")[len(fused.added)]
         mode = first.meta["val"].fake_mode if isinstance(first.meta.get("val"), torch.Tensor) else None
-        for name, tensor in wide.tensors().items():
+        for name, tensor in weights.items():
             with fused.module.graph.inserting_before(first):
                 node = fused.module.graph.placeholder(f"p_fxfuse_{index}_{name}")
             if mode is not None:

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 
+from fxfuse.passes.forms import Form
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import View
 from fxfuse.passes.weights import Wide
@@ -60,8 +61,17 @@ class FrontEnd(Protocol[Fused]):
     def branch(self, block: Block, x: torch.Tensor, sample: Sample) -> torch.Tensor:
         """The block's own branch in the runtime, on another stream than its own."""
 
-    def apply(self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None) -> Fused:
-        """A copy of the graph with every group rewritten, with weights of its own where `wides` has some."""
+    def apply(
+        self,
+        groups: Sequence[Sequence[Block]],
+        wides: Sequence[Wide | None] | None = None,
+        forms: Sequence[Form] | None = None,
+    ) -> Fused:
+        """A copy of the graph with every group rewritten, with weights of its own where `wides` has some.
+
+        `forms` has a form for each group, `Form()` where it is left out; a part of a form that a group has no
+        place for is left out too, and the result's `forms` are those that were written.
+        """
 
     def onward(self, x: torch.Tensor, start: Value, stop: Value, sample: Sample) -> torch.Tensor:
         """The value `stop` in the runtime, where `start` holds x."""

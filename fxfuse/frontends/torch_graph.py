@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,15 @@ from fxfuse.frontends.outputs import choose_output
 from fxfuse.frontends.protocol import Batch
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.elementwise import evaluate
+from fxfuse.passes.forms import Form
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
+from fxfuse.passes.storing import copied, written
 from fxfuse.passes.view import Op, is_constant, root, strip
-from fxfuse.passes.weights import Wide, typed, widen
+from fxfuse.passes.weights import Weights, Wide
 
 __all__ = ["TorchGraph", "FusedGraph", "first_call"]
 
@@ -30,13 +32,15 @@ __all__ = ["TorchGraph", "FusedGraph", "first_call"]
 class FusedGraph:
     """A rewritten copy; `groups` holds, for each, the blocks in `view`, their wide weights and the new sum.
 
-    `added` are placeholders that the rewrite made for wide weights, with their tensors, in order.
+    `added` are placeholders that the rewrite made for wide weights, with their tensors, in order. `forms`
+    are those that were written, one for each group.
     """
 
     module: fx.GraphModule
     view: FxView
-    groups: list[tuple[list[Block], Wide, fx.Node]]
+    groups: list[tuple[list[Block], Weights, fx.Node]]
     added: dict[fx.Node, torch.Tensor]
+    forms: list[Form] = field(default_factory=list)
 
 
 class TorchGraph:
@@ -142,19 +146,26 @@ class TorchGraph:
             return compute(self.module, [stop], known, self.view.writes)[stop]  # type: ignore[index, list-item, no-any-return]
 
     def apply(
-        self, groups: Sequence[Sequence[Block]], wides: Sequence[Wide | None] | None = None
+        self,
+        groups: Sequence[Sequence[Block]],
+        wides: Sequence[Wide | None] | None = None,
+        forms: Sequence[Form] | None = None,
     ) -> FusedGraph:
         """See `FrontEnd.apply`."""
         module, weights = self._copy()
         view = FxView(module, weights)
         blocks = {block.name: block for chain in find_chains(view).chains for block in chain.blocks}
         fused = FusedGraph(module, view, [], {})
-        given = wides or [None] * len(groups)
-        for index, (group, corrected) in enumerate(zip(groups, given, strict=True)):
-            own = [blocks[block.name] for block in group]
-            wide = widen(view, own) if corrected is None else typed(view, own, corrected)
-            nodes = self.attach(fused, wide, index)
-            fused.groups.append((own, wide, rewrite_group(view, own, nodes)))
+        given = zip(wides or [None] * len(groups), forms or [Form()] * len(groups), strict=True)
+        for index, (group, (corrected, asked)) in enumerate(zip(groups, given, strict=True)):
+            own, form = [blocks[block.name] for block in group], replace(asked, norm="own")
+            if corrected is None:
+                stored = written(view, own, form, apart=False)
+            else:
+                stored = copied(view, own, corrected, form, apart=False)
+            nodes = self.attach(fused, stored.tensors, index)
+            fused.groups.append((own, stored.weights, rewrite_group(view, own, nodes, form)))
+            fused.forms.append(form)
         remove_unread(
             module.graph, {value for own, _, _ in fused.groups for block in own for value in block.interior}
         )
@@ -162,12 +173,14 @@ class TorchGraph:
         module.recompile()
         return fused
 
-    def attach(self, fused: FusedGraph, wide: Wide, index: int) -> dict[str, fx.Node]:
-        """Give the wide weights to the module as parameters, and make the nodes that read them."""
+    def attach(
+        self, fused: FusedGraph, weights: Mapping[str, torch.Tensor], index: int
+    ) -> dict[str, fx.Node]:
+        """Give the wide weights to the module as parameters, and make the nodes that read them, by role."""
         trained = any(parameter.requires_grad for parameter in self.module.parameters())
         nodes = {}
         with fused.module.graph.inserting_before(first_call(fused.module.graph)):
-            for name, tensor in wide.tensors().items():
+            for name, tensor in weights.items():
                 path = f"fxfuse_{index}_{name}"
                 while hasattr(fused.module, path):  # what an earlier fusion wrote stays
                     path += "_"

@@ -7,11 +7,13 @@ r"""Write one wide FFN where a group of blocks stood, in a torch.fx graph.
 2. The first block's elementwise region is copied, so an activation stays spelled as it was.
 3. The group's last add stays the same node, but reads x0; readers of a shape in between read x0's.
 4. Nothing is removed here but what nothing reads any more.
+5. A form may ask for one product of gate and up, and for slices of the width: they read views of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from fxfuse.passes.elementwise import region
+from fxfuse.passes.forms import Form
 from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, name_of
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import has_effect
@@ -29,13 +32,18 @@ from fxfuse.passes.view import Op, Operand, root
 __all__ = ["rewrite_group", "wide_branch", "remove_unread"]
 
 
-def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, fx.Node]) -> fx.Node:
-    """Replace `blocks` by one wide FFN over `weights` (nodes, by field name of `Wide`); returns xn."""
+def rewrite_group(
+    view: FxView,
+    blocks: Sequence[Block],
+    weights: Mapping[str, fx.Node],
+    form: Form = Form(),  # noqa: B008
+) -> fx.Node:
+    """Replace `blocks` by one wide FFN over `weights` (nodes, by role as `form` stores them); returns xn."""
     first, out = blocks[0], _node(blocks[-1].out)
     x, graph = _node(first.x), view.module.graph
     before = out.prev
     with graph.inserting_before(out):
-        branch = _as_typed(view, wide_branch(view, first, weights), first, out)
+        branch = _as_typed(view, wide_branch(view, blocks, weights, form), first, out)
     for block in blocks[1:]:
         _redirect_shapes(view, block, x)
     for block in blocks:
@@ -45,15 +53,70 @@ def rewrite_group(view: FxView, blocks: Sequence[Block], weights: Mapping[str, f
     return out
 
 
-def wide_branch(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> fx.Node:
-    """The wide FFN on the unit-gain norm of `first.x`, written at the current insertion point."""
-    activation = first.ffn.activation
-    hidden = _unit_norm(view, first, weights["gate"])
-    known = {activation.gate: _linear(view, first, hidden, weights, "gate")}
-    if activation.up is not None:
-        known[activation.up] = _linear(view, first, hidden, weights, "up")
-    inner = _copy_region(view, _node(activation.output), known)
-    return _linear(view, first, inner, weights, "down")
+def wide_branch(
+    view: FxView,
+    blocks: Sequence[Block],
+    weights: Mapping[str, fx.Node],
+    form: Form = Form(),  # noqa: B008
+) -> fx.Node:
+    """The wide FFN on the unit-gain norm of the first block's x, written at the current insertion point."""
+    first, width = blocks[0], sum(block.intermediate_size for block in blocks)
+    hidden = _unit_norm(view, first)
+    spans = form.spans(width)
+    cut = _Cut(view, first, weights, len(spans) > 1)
+    total = _slice(cut, hidden, *spans[0], bias=weights.get("down_bias"))
+    for start, stop in spans[1:]:
+        total = cut.call(torch.add, torch.ops.aten.add.Tensor, total, _slice(cut, hidden, start, stop))
+    return total
+
+
+def _slice(cut: _Cut, hidden: fx.Node, start: int, stop: int, bias: fx.Node | None = None) -> fx.Node:
+    """A slice of the width, from the norm to its last product."""
+    activation, size = cut.first.ffn.activation, stop - start
+    known: dict[Value, fx.Node] = {}
+    if "gate_up" in cut.weights:
+        both = cut.product(hidden, "gate_up", 2 * start, 2 * stop)
+        known[activation.gate] = cut.part(both, -1, 0, size)
+        known[activation.up] = cut.part(both, -1, size, 2 * size)
+    else:
+        known[activation.gate] = cut.product(hidden, "gate", start, stop)
+        if activation.up is not None:
+            known[activation.up] = cut.product(hidden, "up", start, stop)
+    inner = _copy_region(cut.view, _node(activation.output), known)
+    down = cut.weights["down"]
+    return cut.linear(inner, cut.part(down, 1, start, stop) if cut.sliced else down, bias)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Writes products of slices, in the operators that the graph is written in."""
+
+    view: FxView
+    first: Block
+    weights: Mapping[str, fx.Node]
+    sliced: bool
+
+    def call(self, plain: Any, aten: Any, *args: Any) -> fx.Node:
+        """A call of one of two spellings of an operator."""
+        return self.view.module.graph.call_function(aten if _is_aten(self.view, self.first) else plain, args)
+
+    def part(self, node: fx.Node, dim: int, start: int, stop: int) -> fx.Node:
+        """A view of `node` from `start` to `stop`."""
+        if _is_aten(self.view, self.first):
+            return self.view.module.graph.call_function(torch.ops.aten.slice.Tensor, (node, dim, start, stop))
+        return self.view.module.graph.call_function(torch.narrow, (node, dim, start, stop - start))
+
+    def linear(self, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+        """A product and its bias."""
+        return self.call(F.linear, torch.ops.aten.linear.default, x, weight, bias)
+
+    def product(self, x: fx.Node, role: str, start: int, stop: int) -> fx.Node:
+        """One of the first products, with the rows of its weight from `start` to `stop`."""
+        weight, bias = self.weights[role], self.weights.get(f"{role}_bias")
+        if self.sliced:
+            weight = self.part(weight, 0, start, stop)
+            bias = self.part(bias, 0, start, stop) if bias is not None else None
+        return self.linear(x, weight, bias)
 
 
 def remove_unread(graph: fx.Graph, covered: Collection[object]) -> None:
@@ -108,7 +171,7 @@ def _cast(view: FxView, node: fx.Node, first: Block, dtype: str) -> fx.Node:
     return view.module.graph.call_method("to", (node, wanted))
 
 
-def _unit_norm(view: FxView, first: Block, weight: fx.Node) -> fx.Node:
+def _unit_norm(view: FxView, first: Block) -> fx.Node:
     norm = first.norm
     node = _node(norm.unit) if norm.unit is not None else _without_gain(view, _node(norm.operator))
     known = view.dtype(norm.unit if norm.unit is not None else norm.operator)
@@ -141,12 +204,6 @@ def _functional_norm(graph: fx.Graph, node: fx.Node, module: torch.nn.Module) ->
     if isinstance(module, torch.nn.LayerNorm):
         return graph.call_function(F.layer_norm, (x, shape, None, None, module.eps))
     return graph.call_function(F.rms_norm, (x, shape, None, module.eps))
-
-
-def _linear(view: FxView, first: Block, x: fx.Node, weights: Mapping[str, fx.Node], role: str) -> fx.Node:
-    target = torch.ops.aten.linear.default if _is_aten(view, first) else F.linear
-    bias = weights.get("down_bias" if role == "down" else f"{role}_bias")
-    return view.module.graph.call_function(target, (x, weights[role], bias))
 
 
 def _copy_region(view: FxView, output: fx.Node, known: dict[Value, fx.Node]) -> fx.Node:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from fxfuse.frontends.dynamo_graph import DynamoGraph
+from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.onnx_file import OnnxFile
+from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.forms import Form, legal_forms
 from fxfuse.passes.onnx.provenance import read_provenance
+from fxfuse.passes.weights import refill, widen
+from tests.passes.graphs import Spec, Stack, parallel, symbolic
+from tests.passes.graphs import example as torch_example
 from tests.passes.onnx_graphs import HIDDEN, Block, Graph, example, run
 
 TEXTS = ["two", "packed", "two/3", "packed/3", "two/50"]
@@ -87,3 +95,92 @@ def test_every_form_of_an_onnx_model(meaning: str, biased: bool, text: str, tmp_
     (group,), notes = read_provenance(written)
     assert not notes
     assert (group.form.products, group.form.slices) == (Form.parse(text).products, Form.parse(text).slices)
+
+
+# torch
+
+SPECS = {
+    "plain": {},
+    "biased": {"norm": "layer", "shift": True, "bias": True},
+    "ungated": {"form": "ungated", "act": "gelu", "bias": True},
+    "packed": {"form": "packed"},
+}
+
+
+Run = Callable[[FusedGraph], torch.Tensor]
+
+
+def front(kind: str, stack: Stack, x: torch.Tensor) -> tuple[TorchGraph, Run]:
+    """A front end over a stack, and how its fused graph is run."""
+    if kind == "program":
+        program = ExportedGraph(torch.export.export(stack, (x,)), [x])
+        return program, lambda fused: program.finish(fused).module()(x)
+    if kind == "symbolic":
+        graph = TorchGraph(symbolic(stack, x, shapes=True).module, [x], {})
+        return graph, lambda fused: fused.module(x)
+    captured: list[tuple[torch.fx.GraphModule, list[torch.Tensor]]] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        captured.append((module, inputs))
+        return module.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(stack, backend=backend)(x)
+    (module, inputs) = captured[0]
+    return DynamoGraph(module, inputs), lambda fused: fused.module(*inputs, *fused.added.values())[0]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", ["dynamo", "program", "symbolic"])
+def test_every_form_of_a_torch_graph(kind: str, spec: str) -> None:
+    stack, x = Stack([Spec(width=width, **SPECS[spec]) for width in WIDTHS]), torch_example()
+    graph, run_fused = front(kind, stack, x)
+    (chain,) = find_chains(graph.view).chains
+    for form in map(Form.parse, TEXTS):
+        fused_graph = graph.apply([chain.blocks], forms=[form])
+        assert fused_graph.forms == [form]
+        with torch.no_grad():
+            result = run_fused(fused_graph)
+        torch.testing.assert_close(result.double(), parallel(stack, x), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_every_form_follow_their_sources() -> None:
+    """What `refill` writes, the compiled graph reads: slices and halves are views of one memory."""
+    stack, x = Stack([Spec(width=width, bias=True) for width in WIDTHS]), torch_example()
+    graph, run_fused = front("dynamo", stack, x)
+    made = [graph.apply([find_chains(graph.view).chains[0].blocks], forms=[Form.parse(t)]) for t in TEXTS]
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.mul_(1.5)
+    for fused_graph in made:
+        held = sum(tensor.numel() for tensor in fused_graph.added.values() if tensor.dim() == 2)
+        assert held == 3 * sum(WIDTHS) * x.shape[-1]
+        ((blocks, weights, _),) = fused_graph.groups
+        refill(fused_graph.view, blocks, weights)
+        with torch.no_grad():
+            result = run_fused(fused_graph)
+        torch.testing.assert_close(result.double(), parallel(stack, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_corrected_weights_are_written_in_every_form(text: str, tmp_path: Path) -> None:
+    """Weights from elsewhere, as recovery hands them over"""
+    g, model = graph("plain", biased=True)
+    onnx_front = OnnxFile(model, tmp_path, [{"x": example()}], tmp_path, "f.onnx", "cpu")
+    (chain,) = find_chains(onnx_front.view).chains
+    wide = widen(onnx_front.view, chain.blocks).map(torch.Tensor.double)
+    made = onnx_front.apply([chain.blocks], [wide], [Form.parse(text)])
+    np.testing.assert_allclose(run(made.model, example())[0], g.parallel(example()), rtol=1e-5, atol=1e-5)
+
+
+# Which are worth timing
+
+
+def test_forms_worth_timing() -> None:
+    (chain,) = find_chains(symbolic(Stack([Spec()] * 4), torch_example(), shapes=True)).chains
+    plain = ["two", "two/2", "two/4", "packed", "packed/2"]
+    assert [str(form) for form in legal_forms(chain.blocks, "inductor")] == plain
+    assert set(map(str, legal_forms(chain.blocks, "onnxruntime"))) > set(plain)
+    (chain,) = find_chains(symbolic(Stack([Spec(form="ungated", norm="layer")] * 2), torch_example())).chains
+    assert [str(form) for form in legal_forms(chain.blocks, "onnxruntime")] == ["two", "two/2"]
