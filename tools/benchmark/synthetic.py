@@ -76,6 +76,7 @@ class _Decoder:
         shape = self.shape
         self.small("axes", np.array([-1]))
         self.small("eps", np.array(1e-6, self.dtype))
+        self.small("two", np.array(2, self.dtype))
         self.weight("embed", (shape.vocab, shape.hidden), 1.0)
         x = self.node("Gather", "embed", "input_ids", out="x")
         for layer in range(shape.layers):
@@ -117,12 +118,12 @@ class _Decoder:
         )
 
     def norm(self, x: str, path: str) -> str:
-        """RMSNorm as exporters spell it out."""
+        """RMSNorm as torch.onnx spells it out."""
         self.weight(f"{path}.weight", (self.shape.hidden,), 0.1, 1.0)
-        square = self.node("Mul", x, x, out=f"{path}/square")
+        square = self.node("Pow", x, "two", out=f"{path}/square")
         mean = self.node("ReduceMean", square, "axes", out=f"{path}/mean", keepdims=1)
         root = self.node("Sqrt", self.node("Add", mean, "eps", out=f"{path}/safe"), out=f"{path}/root")
-        unit = self.node("Div", x, root, out=f"{path}/unit")
+        unit = self.node("Mul", x, self.node("Reciprocal", root, out=f"{path}/rate"), out=f"{path}/unit")
         return self.node("Mul", unit, f"{path}.weight", out=f"{path}/out")
 
     def linear(self, x: str, path: str, rows: int, columns: int, scale: float = 1.0) -> str:
