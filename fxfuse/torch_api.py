@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 import torch
@@ -23,6 +24,8 @@ from fxfuse.pipeline import fuse as run_pipeline
 from fxfuse.planning.files import AnyPlan
 from fxfuse.planning.using import plan_for
 from fxfuse.progress import Progress, silent
+from fxfuse.quantisation.options import Quantise
+from fxfuse.quantisation.torch import check_torch, quantise_graph
 from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
 
@@ -50,6 +53,8 @@ def fuse(
     plan: AnyPlan | None = None,
     recover: Any = None,
     calibration: Any = None,
+    quantize: str | None = None,
+    quantize_exclude: str | None = None,
     progress: Progress = silent,
     **budget: Any,
 ) -> tuple[Any, Report]:
@@ -62,6 +67,10 @@ def fuse(
         plan: A plan or its file; its groups are fused instead of those that the budget would choose.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`.
         calibration: What `Calibration.of` reads: a file of token ids, batches, a DataLoader, a `Calibration`.
+        quantize: "int8": store the weights of linear products so after fusing, through torchao. The budget
+            then holds for what is returned: a group that falls under min_sqnr keeps its products float, and
+            where max_kl is exceeded nothing is fused.
+        quantize_exclude: A regular expression, searched for in the names of weights, which stay float.
         progress: Called with a short text at every step.
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
@@ -74,9 +83,11 @@ def fuse(
             this model.
         VerificationError: The rewritten graph does not compute what it should.
     """
-    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "progress"))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize", "progress"))
     planned = plan_for(plan, bounds)
     recovery = recovery_for(recover, calibration)
+    if (wish := Quantise.of(quantize, quantize_exclude)) is not None:
+        check_torch(wish)
     if not isinstance(example_inputs, (list, tuple)):
         raise InputError("example_inputs must be a tuple or list of the graph's positional arguments.")
     report = Report(model=type(graph).__name__)
@@ -92,6 +103,12 @@ def fuse(
         log.info("%s", report.summary())
         return graph, report
     report.after = size_of(fused.module, {**fused.view.weights, **fused.added}, report.ffn_blocks_left)
+    if wish is not None:
+        free = planned is not None or recovery is not None  # which min_sqnr does not judge either
+        held = replace(bounds, min_sqnr=None) if free else bounds
+        if quantise_graph(front, fused, wish, report, held, progress) is None:
+            log.info("%s", report.summary())
+            return graph, report
     log.info("%s", report.summary())
     return front.finish(fused) if isinstance(front, ExportedGraph) else fused.module, report
 

@@ -52,6 +52,8 @@ def fuse_program(
         plan=options.plan,
         recover=wish,
         calibration=calibration if wish is not None else None,
+        quantize=options.quantize,
+        quantize_exclude=options.quantize_exclude,
         progress=progress,
         **budget,
     )

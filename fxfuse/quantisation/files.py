@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fxfuse.budget import Budget
 from fxfuse.errors import InputError
 from fxfuse.frontends.onnx_file import FusedFile, OnnxFile
-from fxfuse.naming import span
 from fxfuse.onnxio import file_size
 from fxfuse.passes.onnx.provenance import read_provenance
-from fxfuse.quantisation.judging import QuantisedJudge, decline, kept_float, over_budget
+from fxfuse.quantisation.judging import QuantisedJudge, decline, kept_notes, over_budget, settle
 from fxfuse.quantisation.onnx import Written, write_quantised
 from fxfuse.quantisation.options import Quantise
 from fxfuse.quantisation.records import GroupQuantisation, Quantisation
@@ -43,43 +42,38 @@ def quantise_fused(
     judge = QuantisedJudge(front, fused, names, hidden_size, budget)
     folder = fused.path.parent / "quantised"
     folder.mkdir()
-    kept: list[GroupQuantisation] = []
-    while True:
+    written: Written | None = None
+
+    def again(kept: Sequence[GroupQuantisation]) -> FusedFile:
+        nonlocal written
         progress(f"quantising to {wish.kind}")
-        try:
-            leave = _weights_of(fused, kept)
-            written = write_quantised(fused.model, fused.path.parent, folder / fused.path.name, wish, leave)
-        except InputError:
-            if not kept:
-                raise
-            decline(report, f"as {wish.kind} no group keeps the budget of {budget.min_sqnr:g} dB")
-            return None
-        quantised = replace(fused, model=written.model, path=written.path)
+        leave = _weights_of(fused, kept)
+        written = write_quantised(fused.model, fused.path.parent, folder / fused.path.name, wish, leave)
         progress("judging what was quantised")
-        groups = judge.groups(quantised, kept)
-        poor = [each for group in groups if group not in kept and (each := kept_float(group, budget))]
-        if not poor:
-            break
-        kept += poor
-    before = file_size(fused.model, fused.path, fused.path.parent)
-    after = file_size(written.model, written.path, folder)
-    found = Quantisation(
+        return replace(fused, model=written.model, path=written.path)
+
+    try:
+        groups = settle(judge, budget, again)
+    except InputError:
+        if written is None:
+            raise
+        decline(report, f"as {wish.kind} no group keeps the budget of {budget.min_sqnr:g} dB")
+        return None
+    assert written is not None
+    quantised = replace(fused, model=written.model, path=written.path)
+    found = report.quantisation = Quantisation(
         wish.kind, len(written.products), written.left, tuple(groups), **judge.totals(quantised),
-        bytes_before=before, bytes_after=after,
+        bytes_before=file_size(fused.model, fused.path, fused.path.parent),
+        bytes_after=file_size(written.model, written.path, folder),
     )  # fmt: skip
-    report.quantisation = found
-    report.notes += [
-        f"the products of {span(group.blocks)} stay float: as {wish.kind} the group keeps "
-        f"{group.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
-        for group in kept
-    ]
+    report.notes += kept_notes(found, budget)
     if (reason := over_budget(found, budget)) is not None:
         decline(report, reason)
         return None
     return replace(quantised, path=_move(written, fused.path))
 
 
-def _weights_of(fused: FusedFile, kept: list[GroupQuantisation]) -> set[str]:
+def _weights_of(fused: FusedFile, kept: Sequence[GroupQuantisation]) -> set[str]:
     """The names of the wide weights of some groups."""
     blocks = {group.blocks for group in kept}
     recorded = read_provenance(fused.model)[0] if kept else []

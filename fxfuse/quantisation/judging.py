@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Generic
 
@@ -19,7 +19,7 @@ from fxfuse.passes.records import Block, Miss
 from fxfuse.quantisation.records import GroupQuantisation, Quantisation
 from fxfuse.report import Report
 
-__all__ = ["QuantisedJudge", "decline", "kept_float", "over_budget"]
+__all__ = ["QuantisedJudge", "decline", "kept_notes", "over_budget", "settle"]
 
 
 class QuantisedJudge(Generic[Fused]):
@@ -108,11 +108,34 @@ def decline(report: Report, reason: str) -> None:
     report.groups, report.end_to_end, report.after = [], {}, None
 
 
-def kept_float(group: GroupQuantisation, budget: Budget) -> GroupQuantisation | None:
-    """The group as one whose products must stay float; None where the budget allows its loss."""
-    if budget.min_sqnr is None or group.sqnr_db >= budget.min_sqnr:
-        return None
-    return replace(group, kept_float=True)
+def settle(
+    judge: QuantisedJudge[Fused], budget: Budget, again: Callable[[Sequence[GroupQuantisation]], Fused]
+) -> list[GroupQuantisation]:
+    """Quantise by `again`, which leaves the groups it is given float, until min_sqnr allows every loss.
+
+    What the last call of `again` made is the result.
+    """
+    kept: list[GroupQuantisation] = []
+    while True:
+        groups = judge.groups(again(kept), kept)
+        poor = [
+            replace(group, kept_float=True)
+            for group in groups
+            if not group.kept_float and budget.min_sqnr is not None and group.sqnr_db < budget.min_sqnr
+        ]
+        if not poor:
+            return groups
+        kept += poor
+
+
+def kept_notes(found: Quantisation, budget: Budget) -> list[str]:
+    """A sentence on every group that stayed float."""
+    return [
+        f"the products of {span(group.blocks)} stay float: as {found.kind} the group keeps "
+        f"{group.sqnr_db:.1f} dB, under the budget of {budget.min_sqnr:g} dB"
+        for group in found.groups
+        if group.kept_float
+    ]
 
 
 def _rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,9 @@ import onnx
 
 from fxfuse.quantisation.options import Quantise
 
-__all__ = ["Stored", "objection"]
+__all__ = ["OVER_BUDGET", "Stored", "objection"]
+
+OVER_BUDGET = "its group would be over the budget"
 
 Stored = Mapping[str, onnx.TensorProto]
 """The stored tensors that a node may read, by name."""
@@ -40,7 +42,7 @@ def objection(
     if node.op_type == "Gemm":
         return "it is a Gemm, and ONNX Runtime's quantiser takes MatMul alone"
     if weight.name in leave:
-        return "its group would be over the budget"
+        return OVER_BUDGET
     kind = _NAMES[weight.data_type]
     if kind not in _TAKES[wish.kind]:
         return f"its weight is {kind}, and {wish.kind} takes {' or '.join(_TAKES[wish.kind])}"
