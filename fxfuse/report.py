@@ -72,6 +72,7 @@ class GroupReport:
     |W' - W| / |W| of those that were quantised again; the loss is then of what was written, the rewrite error
     that against W'. recovery: what was tried on calibration data, None where nothing was; the loss is then of
     what was written too, with the groups before it fused. timing: None where no target was given.
+    form: how the FFN is written, None where it is as written without a target.
     """
 
     blocks: tuple[str, ...]
@@ -85,6 +86,7 @@ class GroupReport:
     requantisation_error: float | None = None
     recovery: GroupRecovery | None = None
     timing: GroupTiming | None = None
+    form: str | None = None
 
 
 @dataclass(frozen=True)

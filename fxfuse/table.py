@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxfuse.naming import printable, span, spans
+from fxfuse.passes.forms import Form
 from fxfuse.passes.records import Miss
 from fxfuse.quantisation.table import quantised_parts
 from fxfuse.report import GroupReport, Report, Size
@@ -87,9 +88,12 @@ def _sizes(before: Size, after: Size) -> Table:
 
 
 def _groups(groups: Sequence[GroupReport]) -> Table:
-    table = columns("group", "blocks", "width", "rewrite error", "SQNR dB", "cosine")
+    told = any(group.form is not None for group in groups)
+    names = ["group", "blocks", "width", "rewrite error", "SQNR dB", "cosine"]
+    table = columns(*names, *(["form"] if told else []), left=int(told))
     for group in groups:
-        figures = (f"{group.rewrite_error:.1e}", f"{group.sqnr_db:.1f}", f"{group.cosine:.5f}")
+        figures = [f"{group.rewrite_error:.1e}", f"{group.sqnr_db:.1f}", f"{group.cosine:.5f}"]
+        figures += [group.form or str(Form())] if told else []
         table.add_row(
             text(span(group.blocks)), str(len(group.blocks)), str(group.intermediate_size), *figures
         )

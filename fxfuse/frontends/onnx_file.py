@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class FusedFile:
     model: onnx.ModelProto
     path: Path
     groups: list[tuple[Block, str]]
-    forms: list[Form]
+    forms: list[Form] = field(default_factory=list)
 
     @functools.cached_property
     def index(self) -> ModelIndex:
