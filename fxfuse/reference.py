@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
+from fxfuse.bands import product
 from fxfuse.passes.elementwise import constant, evaluate
 from fxfuse.passes.quantised.formulas import round_rows
 from fxfuse.passes.quantised.groups import Product, QuantisedGroup
@@ -22,8 +23,6 @@ from fxfuse.passes.view import View
 from fxfuse.passes.weights import Wide
 
 __all__ = ["activated", "branch", "parallel", "stacked", "unit_norm", "wide"]
-
-_PART = 1 << 23  # elements of a weight that are read at a time
 
 
 @torch.no_grad()
@@ -121,10 +120,7 @@ def _norm(view: View, norm: Norm, x: torch.Tensor) -> torch.Tensor:
 
 def _linear(view: View, linear: Linear, x: torch.Tensor, rounded: bool) -> torch.Tensor:
     weight = constant(view, linear.weight, None)
-    weight, read = weight.T if linear.transposed else weight, _read(view, linear, x, rounded)
-    # A part at a time: a whole weight in float64 may be four times what the model holds of it.
-    parts = torch.split(weight, max(1, _PART // weight.shape[1]))
-    y = torch.cat([_times(read, part.to(x.device, x.dtype)) for part in parts], -1)
+    y = product(_read(view, linear, x, rounded), weight.T if linear.transposed else weight)
     y = _apply(view, linear.steps, y, linear.rows)
     if linear.rows is not None and y.shape[-1] != linear.rows[1] - linear.rows[0]:
         y = y[..., linear.rows[0] : linear.rows[1]]
