@@ -30,6 +30,7 @@ def read_torch(model: nn.Module | ExportedProgram, batch: Batch) -> TorchGraph:
     Raises:
         InputError: The model is in training mode, or cannot be exported with this batch.
     """
+    batch = _placed(model, batch)
     if isinstance(model, ExportedProgram):
         return ExportedGraph(model, list(batch.values()))
     if isinstance(model, fx.GraphModule):
@@ -52,7 +53,7 @@ def export_module(model: nn.Module, batch: Batch) -> ExportedProgram:
     """
     if model.training:
         raise InputError("The model is in training mode: call model.eval() first.")
-    args, kwargs = _arguments(model, batch)
+    args, kwargs = _arguments(model, _placed(model, batch))
     failure: Exception | None = None
     for open_axes in (True, False):
         try:
@@ -67,6 +68,17 @@ def export_module(model: nn.Module, batch: Batch) -> ExportedProgram:
     raise InputError(
         f"torch.export cannot capture the model ({first}): check that it runs on the calibration data."
     ) from failure
+
+
+def _placed(model: nn.Module | ExportedProgram, batch: Batch) -> Batch:
+    """The batch on the device of the model's weights."""
+    weights = model.state_dict().values()
+    device = next((each.device for each in weights if isinstance(each, torch.Tensor)), None)
+    if device is None:
+        return batch
+    return {
+        name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()
+    }
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def _verify(model: nn.Module, front: TorchGraph, attentions: Sequence[Attention]
 
 
 def _outputs(front: TorchGraph) -> list[Any]:
-    return list(next(reversed(front.module.graph.nodes)).all_input_nodes)
+    return list(next(iter(reversed(front.module.graph.nodes))).all_input_nodes)
 
 
 def _result(values: Sequence[torch.Tensor]) -> torch.Tensor:

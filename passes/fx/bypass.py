@@ -108,7 +108,7 @@ def _may_go(node: fx.Node) -> bool:
 
 
 def _drop_outputs(graph: fx.Graph, gone: Collection[object]) -> Dropped:
-    output = next(reversed(graph.nodes))
+    output = next(iter(reversed(graph.nodes)))
     flat, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda each: isinstance(each, fx.Node))
     places = tuple(place for place, each in enumerate(flat) if each in gone)
     if places:
