@@ -28,6 +28,8 @@ from fxfuse.quantisation.options import Quantise
 from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
 from fxfuse.sessions import Provider
+from fxfuse.timing.target import AnyTarget
+from fxfuse.timing.using import target_on
 
 __all__ = ["export_onnx", "export_program", "quiet_exporter"]
 
@@ -47,6 +49,7 @@ def export_onnx(
     calibration: Any = None,
     quantize: str | None = None,
     quantize_exclude: str | None = None,
+    target: AnyTarget = None,
     provider: Provider = "auto",
     force: bool = False,
     progress: Progress = lambda _: None,
@@ -69,6 +72,7 @@ def export_onnx(
         quantize: "int8" or "int4": store the weights of MatMul products so after fusing; see `fuse_onnx`. A
             model in which nothing was fused is written as it is.
         quantize_exclude: A regular expression for products and weights that stay float.
+        target: Token counts, or a `Target`: what the result has to be fast on; see `fuse_onnx`.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite `out_path`.
         progress: Called with a short text at every step.
@@ -83,6 +87,7 @@ def export_onnx(
     )  # before what takes time
     recovery = recovery_for(recover, calibration)
     Quantise.of(quantize, quantize_exclude)
+    wanted = target_on(target, provider)
     if model.training:
         raise InputError("The model is in training mode: call model.eval() before export_onnx.")
     out = Path(out_path)
@@ -99,6 +104,7 @@ def export_onnx(
             calibration=recovery.calibration if recovery is not None else None,
             quantize=quantize,
             quantize_exclude=quantize_exclude,
+            target=wanted,
             provider=provider,
             progress=progress,
             **budget,

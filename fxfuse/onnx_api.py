@@ -36,6 +36,8 @@ from fxfuse.quantisation.options import Quantise
 from fxfuse.recovery.using import Recovery, recovery_for
 from fxfuse.report import Report, Size
 from fxfuse.sessions import Provider
+from fxfuse.timing.target import AnyTarget, Target
+from fxfuse.timing.using import onnx_timing, target_on
 
 __all__ = ["fuse_onnx"]
 
@@ -54,6 +56,7 @@ def fuse_onnx(
     calibration: Any = None,
     quantize: str | None = None,
     quantize_exclude: str | None = None,
+    target: AnyTarget = None,
     provider: Provider = "auto",
     force: bool = False,
     dry_run: bool = False,
@@ -77,6 +80,9 @@ def fuse_onnx(
             nothing is written where max_kl is exceeded.
         quantize_exclude: A regular expression, searched for in the names of products and of their weights;
             what matches stays float.
+        target: What the result has to be fast on: token counts such as 1 or (1, 8, 32), or a `Target` with
+            device and threads. Groups are then timed there in every form, those that do not pay stay
+            sequential, and a result that is slower than the model at one of the counts is not written.
         provider: "auto", "cuda" or "cpu".
         force: Overwrite the output, or the input.
         dry_run: Do everything but put the output in its place.
@@ -96,15 +102,16 @@ def fuse_onnx(
     started, clock = time.perf_counter(), Clock(report.phases, progress)
     try:
         wish = Quantise.of(quantize, quantize_exclude)
+        wanted = target_on(target, provider)
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints, to stdout
             return _fuse_onnx(
-                Path(model_path), out_path, inputs, plan, (recover, calibration), wish, provider, force,
-                dry_run, clock, report, budget,
+                Path(model_path), out_path, inputs, plan, (recover, calibration), wish, wanted, provider,
+                force, dry_run, clock, report, budget,
             )  # fmt: skip
     except BaseException as error:
         report.error = report.error or str(error) or type(error).__name__
         report.output, report.after, report.groups, report.end_to_end = None, None, [], {}
-        report.quantisation = None
+        report.quantisation, report.latency = None, []
         raise
     finally:
         clock.stop()
@@ -118,6 +125,7 @@ def _fuse_onnx(
     plan: AnyPlan | None,
     wish: tuple[Any, Any],
     quantise: Quantise | None,
+    target: Target | None,
     provider: Provider,
     force: bool,
     dry_run: bool,
@@ -125,7 +133,7 @@ def _fuse_onnx(
     report: Report,
     budget: Mapping[str, Any],
 ) -> Report:
-    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize"))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize", "target"))
     planned = plan_for(plan, bounds)
     recovery = recovery_for(*wish, path)
     out = Path(out_path) if out_path is not None else default_output(path)
@@ -134,7 +142,12 @@ def _fuse_onnx(
     recovery = recovery.checked(vocab_size(model)) if recovery is not None else None
     samples = _samples(model, inputs, bounds.seed, report, recovery)
     sources = [path, *data_files(model, folder)]
-    with _workspace(out, sources, force, dry_run) as workspace:
+    timing = onnx_timing(
+        target, model, path, sum(each.stat().st_size for each in sources), seed=bounds.seed,
+        vocab_size=vocab_size(model), quantize=quantise.kind if quantise is not None else None,
+        progress=progress,
+    )  # fmt: skip
+    with _workspace(out, sources, force, dry_run) as workspace, timing as timed:
         own = workspace / "bodies" / out.name
         if planned is None:
             inside = fuse_inside(model, folder, samples, own, provider, bounds, progress)
@@ -145,8 +158,13 @@ def _fuse_onnx(
             inside.model, inside.folder, samples, workspace, out.name, provider, reference=inside.reference
         )
         report.notes += front.notes
-        fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery)
+        fused = run_pipeline(
+            front, bounds, report, progress, planned, recovery=recovery,
+            timing=timed.pipeline if timed is not None else None,
+        )  # fmt: skip
         inside.tell(report)
+        if timed is not None and any(own.groups for own in inside.reports.values()):
+            report.notes.append("groups in bodies of If, Loop and Scan were fused without being timed")
         if recovery is not None and any(own.groups for own in inside.reports.values()):
             report.notes.append(
                 "recovery leaves the groups in bodies of If, Loop and Scan as they were fused"
@@ -164,6 +182,9 @@ def _fuse_onnx(
                 raise _Nothing
             size = _size(quantised.model, quantised.path, workspace, report.ffn_blocks_left)
             report.after = replace(size, parameters=report.after.parameters)
+            fused = quantised
+        if timed is not None:
+            timed.finish(fused, report)
         report.output = str(out)
         progress("putting the output in its place")
     return report

@@ -20,6 +20,7 @@ from fxfuse.planning.records import Plan
 from fxfuse.planning.using import plan_notes, planned_groups
 from fxfuse.recovery.using import Recovery
 from fxfuse.report import GroupReport, Report
+from fxfuse.timing.choosing import Timing
 from fxfuse.versions import versions
 
 __all__ = ["Progress", "fuse"]
@@ -35,11 +36,13 @@ def fuse(
     plan: Plan | None = None,
     part: bool = False,
     recovery: Recovery | None = None,
+    timing: Timing | None = None,
 ) -> Fused | None:
     """Fuse what is legal and within `budget`; fills `report`; None when nothing was fused.
 
     With a plan its groups are fused, whatever each loses: only max_kl still holds. `part`: the graph may be
-    a part of the plan's model. With `recovery` the weights of the groups are corrected on its data.
+    a part of the plan's model. With `recovery` the weights of the groups are corrected on its data. With
+    `timing` only groups that pay on its target are fused, each in the form that is fastest there.
 
     Raises:
         VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
@@ -49,7 +52,7 @@ def fuse(
     started = time.perf_counter()
     report.versions = versions()
     try:
-        return _fuse(front, budget, report, progress, plan, part, recovery)
+        return _fuse(front, budget, report, progress, plan, part, recovery, timing)
     except FxfuseError as error:
         report.error = str(error)
         report.groups = []
@@ -66,6 +69,7 @@ def _fuse(
     plan: Plan | None,
     part: bool,
     recovery: Recovery | None,
+    timing: Timing | None,
 ) -> Fused | None:
     progress("finding chains")
     found = find_chains(front.view, requantize=budget.requantize)
@@ -84,10 +88,13 @@ def _fuse(
         budget = replace(budget, min_sqnr=None)  # what the plan asks for is not cut
     report.misses += misses
     while groups:
+        forms = timing.settle(front.view, groups, budget, judge.loss, report) if timing is not None else None
+        if not groups:
+            break
         blocks = [group.blocks for group in groups]
         recovered = recovery(front, blocks, progress) if recovery is not None else None
         progress("writing the wide FFNs")
-        fused = front.apply(blocks, recovered.wides if recovered is not None else None)
+        fused = front.apply(blocks, recovered.wides if recovered is not None else None, forms)
         progress("verifying")
         report.groups = judge.verify_all(fused, groups, recovered)
         poor = _over_budget(report.groups, budget)
@@ -99,12 +106,16 @@ def _fuse(
         total = judge.compare(fused, budget)
         report.end_to_end = asdict(total) if total else {}
         if budget.max_kl is None or total is None or (total.kl or 0.0) <= budget.max_kl:
+            if timing is not None:
+                report.groups = timing.told(report.groups, fused)
+                if timing.drop(fused, groups, report):
+                    continue
             report.notes += plan_notes(plan, report.groups, asked) if plan is not None else []
             report.notes += recovered.notes if recovered is not None else []
             return fused
         reason = f"the logits' KL of {total.kl:.3g} nats is over the budget of {budget.max_kl:g}"
         report.misses += split_worst(groups, budget, judge.loss, reason)
-    report.groups, report.end_to_end = [], {}
+    report.groups, report.end_to_end, report.latency = [], {}, []
     return None
 
 

@@ -28,6 +28,8 @@ from fxfuse.quantisation.options import Quantise
 from fxfuse.quantisation.torch import check_torch, quantise_graph
 from fxfuse.recovery.using import recovery_for
 from fxfuse.report import Report
+from fxfuse.timing.target import AnyTarget, Target
+from fxfuse.timing.using import torch_timing
 
 __all__ = ["fuse"]
 
@@ -55,6 +57,7 @@ def fuse(
     calibration: Any = None,
     quantize: str | None = None,
     quantize_exclude: str | None = None,
+    target: AnyTarget = None,
     progress: Progress = silent,
     **budget: Any,
 ) -> tuple[Any, Report]:
@@ -71,6 +74,9 @@ def fuse(
             then holds for what is returned: a group that falls under min_sqnr keeps its products float, and
             where max_kl is exceeded nothing is fused.
         quantize_exclude: A regular expression, searched for in the names of weights, which stay float.
+        target: What the result has to be fast on, as torch.compile with inductor runs it: token counts such
+            as 1 or (1, 8, 32), or a `Target`. Groups are timed there in every form, which takes a compilation
+            of each the first time; those that do not pay stay sequential.
         progress: Called with a short text at every step.
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
@@ -83,20 +89,22 @@ def fuse(
             this model.
         VerificationError: The rewritten graph does not compute what it should.
     """
-    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize", "progress"))
+    bounds = Budget.of(budget, also=("plan", "recover", "calibration", "quantize", "target", "progress"))
     planned = plan_for(plan, bounds)
     recovery = recovery_for(recover, calibration)
     if (wish := Quantise.of(quantize, quantize_exclude)) is not None:
         check_torch(wish)
     if not isinstance(example_inputs, (list, tuple)):
         raise InputError("example_inputs must be a tuple or list of the graph's positional arguments.")
+    Target.of(target)  # before what takes time
     report = Report(model=type(graph).__name__)
     if isinstance(graph, torch.nn.Module) and not isinstance(graph, fx.GraphModule):
         graph = export_module(graph, {str(place): each for place, each in enumerate(example_inputs)})
     front = _front(graph, example_inputs)
     if recovery is not None:
         recovery = recovery.checked(embedding_rows(front))
-    fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery)
+    with torch_timing(target, example_inputs, report, progress=progress) as timing:
+        fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery, timing=timing)
     report.misses += misses_inside(front.view)
     report.before = size_of(front.module, front.weights, report.ffn_blocks)
     if fused is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxfuse.errors import InputError
+from fxfuse.timing.target import parse_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
     from fxfuse.specs import InputSpec
 
-__all__ = ["add_arguments", "memory", "read", "wishes"]
+__all__ = ["add_arguments", "add_target", "memory", "read", "target", "wishes"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?"
@@ -49,6 +50,32 @@ def add_arguments(found: argparse.ArgumentParser, *, seed: bool = True, required
         group.add_argument(
             "--seed", type=int, metavar="N", default=0, help="for the order of windows (default: %(default)s)"
         )
+
+
+def add_target(found: argparse.ArgumentParser, purpose: str) -> None:
+    """What the result has to be fast on; `purpose` says what is done with it."""
+    group = found.add_argument_group("timing: what the result has to be fast on")
+    group.add_argument(
+        "--target-tokens", type=_token_counts, metavar="N,N",
+        help=f"token counts of one call that matter, such as 1,8,32: {purpose}",
+    )  # fmt: skip
+    group.add_argument(
+        "--target-threads", type=_count, metavar="N",
+        help="threads to time with (default: the runtime's own choice)",
+    )  # fmt: skip
+
+
+def target(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The target that the arguments name, as every function takes it.
+
+    Raises:
+        InputError: There are threads without token counts.
+    """
+    if options.target_tokens is None:
+        if options.target_threads is not None:
+            raise InputError("--target-threads needs --target-tokens beside it: it is of their timing.")
+        return None
+    return {"tokens": options.target_tokens, "threads": options.target_threads}
 
 
 def read(
@@ -109,6 +136,13 @@ def memory(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write one such as 500MB or 2GiB")
     unit = 1024 ** "kmgt".find(match[2]) * 1024 if match[3] else _UNITS[match[2]]
     return int(float(match[1]) * unit)
+
+
+def _token_counts(text: str) -> tuple[int, ...]:
+    try:
+        return parse_tokens(text)
+    except (ValueError, InputError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of token counts such as 1,8,32") from None
 
 
 def _count(text: str) -> int:

@@ -83,6 +83,9 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     smaller.add_argument(
         "--quantize-exclude", metavar="RE", help="leave products float whose name or weight's name matches"
     )
+    data.add_target(
+        found, "groups are timed at those on --provider, and fused, in the fastest form, where that pays"
+    )
     running = found.add_argument_group("running")
     running.add_argument(
         "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="ONNX Runtime's provider"
@@ -126,6 +129,7 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
     budget = {each.name: getattr(options, each.name) for each in fields(Budget)}
     Budget.of(budget)  # before anything that takes time
     Quantise.of(options.quantize, options.quantize_exclude)
+    wanted = data.target(options)
     if is_program(options.model):
         from fxfuse.screen import show_steps
 
@@ -148,6 +152,7 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
             **_recovery(options, progress),
             quantize=options.quantize,
             quantize_exclude=options.quantize_exclude,
+            target=wanted,
             provider=options.provider,
             force=options.force,
             dry_run=options.dry_run,

@@ -54,6 +54,7 @@ def fuse_program(
         calibration=calibration if wish is not None else None,
         quantize=options.quantize,
         quantize_exclude=options.quantize_exclude,
+        target=data.target(options),
         progress=progress,
         **budget,
     )

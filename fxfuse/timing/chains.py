@@ -146,9 +146,7 @@ class Graph:
 
     def split(self, x: str, sizes: Sequence[int]) -> list[str]:
         """Parts of the last axis."""
-        first = self.node(
-            "Split", x, self.constant(np.array(sizes, np.int64)), outputs=len(sizes), axis=-1
-        )
+        first = self.node("Split", x, self.constant(np.array(sizes, np.int64)), outputs=len(sizes), axis=-1)
         return [first, *(f"{first}/{index}" for index in range(1, len(sizes)))]
 
     def norm(self, x: str, *, with_gain: bool, operator: str) -> str:

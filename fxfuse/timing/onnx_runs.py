@@ -1,4 +1,4 @@
-"""The inside of a process that runs ONNX files in ONNX Runtime: it imports little, so that it starts at once."""
+"""The inside of a process that runs ONNX files in ONNX Runtime: it imports little, to start at once."""
 
 from __future__ import annotations
 

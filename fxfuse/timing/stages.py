@@ -1,4 +1,4 @@
-"""Where contestants run: a process for each, kept from one decision to the next, in ONNX Runtime or in torch."""
+"""Where contestants run: a process for each, kept from one decision to the next."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Stage(ABC):
     def prepare(self, names: Sequence[str], shape: Shape, tokens: int) -> dict[str, str]:
         """See `Stage.prepare`."""
         stream = (tokens, shape.hidden, shape.dtype)
-        return self._ask({name: ("prepare", stream) for name in names}, available_cores())
+        return self._ask(dict.fromkeys(names, ("prepare", stream)), available_cores())
 
     def round(self, name: str, seconds: float) -> list[float]:
         """See `Stage.round`."""
@@ -171,9 +171,7 @@ class TorchStage(_Stage):
 
     def _new_worker(self) -> Worker:
         target = self.target
-        return Worker(
-            _TORCH, self._inner, self._options, target.device, target.threads, quiet=True
-        )
+        return Worker(_TORCH, self._inner, self._options, target.device, target.threads, quiet=True)
 
     def _openings(self, shape: Shape, form: Form | None) -> tuple[Any, ...]:
         return shape, form

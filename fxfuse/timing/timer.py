@@ -222,9 +222,7 @@ class Timer:
             return OnnxStage(self.target)
         return TorchStage(self.target, self.runtime, self._options)
 
-    def _reason(
-        self, name: str, verdict: Verdict, standings: Mapping[int, Standing], count: int
-    ) -> str:
+    def _reason(self, name: str, verdict: Verdict, standings: Mapping[int, Standing], count: int) -> str:
         tokens = verdict.worst
         standing = standings[tokens]
         fused, plain = (1e3 * standing.seconds(each) for each in (verdict.name, BASELINE))
