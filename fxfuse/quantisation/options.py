@@ -60,7 +60,7 @@ class Quantise:
         if quantize is None:
             if exclude is not None:
                 raise InputError(
-                    "quantize_exclude names products that stay float: say what the others become, int8 or int4."
+                    "quantize_exclude names products that stay float: say what others become, int8 or int4."
                 )
             return None
         if isinstance(quantize, Quantise):
