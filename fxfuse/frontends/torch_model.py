@@ -72,13 +72,11 @@ def export_module(model: nn.Module, batch: Batch) -> ExportedProgram:
 
 def _placed(model: nn.Module | ExportedProgram, batch: Batch) -> Batch:
     """The batch on the device of the model's weights."""
-    weights = model.state_dict().values()
-    device = next((each.device for each in weights if isinstance(each, torch.Tensor)), None)
+    state = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+    device = next((each.device for each in state.values() if isinstance(each, torch.Tensor)), None)
     if device is None:
         return batch
-    return {
-        name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()
-    }
+    return {name: each.to(device) if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
 
 
 @contextlib.contextmanager
