@@ -15,6 +15,7 @@ from fxfuse.passes.forms import Form
 from fxfuse.passes.records import Miss
 from fxfuse.quantisation.table import quantised_parts
 from fxfuse.report import GroupReport, Report, Size
+from fxfuse.timing.table import timings
 
 __all__ = ["columns", "draw", "plain", "render", "text"]
 
@@ -43,6 +44,7 @@ def draw(report: Report, dry_run: bool = False) -> RenderableType:
         parts += [Text(), _groups(report.groups)]
         parts += [Text(), _recoveries(report.groups)] if any(g.recovery for g in report.groups) else []
         parts += [Text(), text(_end_to_end(report))]
+        parts += [Text(), timings(report)] if any(g.timing for g in report.groups) or report.latency else []
         parts += quantised_parts(report.quantisation)
     if report.misses:
         parts += [Text(), _misses(report.misses)]

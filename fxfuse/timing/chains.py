@@ -5,8 +5,10 @@ Only the speed of such a file means anything. Weights lie in a file that all of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +39,7 @@ def sequential_chain(graph: Graph) -> str:
     shape, x = graph.shape, INPUT
     for width in shape.widths:
         hidden = graph.norm(x, with_gain=True, operator=shape.operator)
-        branch = _ffn(graph, hidden, width, packed=shape.packed, bias=shape.bias)
+        branch = _ffn(graph, hidden, width, packed=shape.packed, bias=shape.bias, last_bias=shape.bias)
         x = graph.node("Add", x, branch)
     return x
 
@@ -53,16 +55,16 @@ def fused_chain(graph: Graph, form: Form) -> str:
         branch = _apart(graph, hidden, packed=packed, bias=bias)
     else:
         parts = [
-            _ffn(graph, hidden, stop - start, packed=packed, bias=bias and index == 0)
-            for index, (start, stop) in enumerate(form.spans(shape.width))
+            _ffn(graph, hidden, stop - start, packed=packed, bias=bias, last_bias=bias and start == 0)
+            for start, stop in form.spans(shape.width)
         ]
-        branch = _total(graph, parts)
+        branch = parts[0] if len(parts) == 1 else graph.node("Sum", *parts)
     return graph.node("Add", INPUT, branch)
 
 
-def _ffn(graph: Graph, hidden: str, width: int, *, packed: bool, bias: bool) -> str:
+def _ffn(graph: Graph, hidden: str, width: int, *, packed: bool, bias: bool, last_bias: bool) -> str:
     inner = _inner(graph, hidden, width, packed=packed, bias=bias)
-    return graph.products.linear(inner, width, graph.shape.hidden, bias)
+    return graph.products.linear(inner, width, graph.shape.hidden, last_bias)
 
 
 def _inner(graph: Graph, hidden: str, width: int, *, packed: bool, bias: bool) -> str:
@@ -85,14 +87,7 @@ def _apart(graph: Graph, hidden: str, *, packed: bool, bias: bool) -> str:
         graph.products.linear(part, width, shape.hidden, bias and index == 0)
         for index, (part, width) in enumerate(zip(parts, shape.widths, strict=True))
     ]
-    return _total(graph, downs)
-
-
-def _total(graph: Graph, parts: Sequence[str]) -> str:
-    total = parts[0]
-    for part in parts[1:]:
-        total = graph.node("Add", total, part)
-    return total
+    return functools.reduce(lambda total, down: graph.node("Add", total, down), downs)
 
 
 class Graph:
@@ -106,14 +101,14 @@ class Graph:
         self.size = 0
         self._opset = _OPSET
 
-    def node(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attrs: object) -> str:
+    def node(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attrs: Any) -> str:
         """A node; the name of its first output, others are that with /1, /2 at the end."""
         name = f"{op}_{len(self.nodes)}"
         names = [name, *(f"{name}/{index}" for index in range(1, outputs))]
         self.nodes.append(helper.make_node(op, list(inputs), names, name, domain=domain, **attrs))
         return name
 
-    def constant(self, values: np.ndarray) -> str:
+    def constant(self, values: np.ndarray[Any, Any]) -> str:
         """A small tensor, stored in the file itself."""
         name = f"constant_{len(self.stored)}"
         self.stored.append(onnx.numpy_helper.from_array(values, name))
@@ -157,7 +152,7 @@ class Graph:
             return self.node("LayerNormalization", x, *scale, axis=-1, epsilon=1e-5)
         if operator:
             self._opset = max(self._opset, RMS_OPSET) if operator == "RMSNormalization" else self._opset
-            more = {"stash_type": 1} if operator == "SimplifiedLayerNormalization" else {}
+            more: dict[str, Any] = {"stash_type": 1} if operator == "SimplifiedLayerNormalization" else {}
             return self.node(operator, x, self.floats(size), axis=-1, epsilon=1e-6, **more)
         axes = self.constant(np.array([-1], np.int64))
         mean = self.node("ReduceMean", self.node("Pow", x, self.scalar(2.0)), axes, keepdims=1)
@@ -188,7 +183,7 @@ class Graph:
                 if entry.key == "location":
                     entry.value = location
         nodes = [*self.nodes, helper.make_node("Identity", [out], [OUTPUT])]
-        shape = [1, "tokens", self.shape.hidden]
+        shape: list[str | int | None] = [1, "tokens", self.shape.hidden]
         x, y = (helper.make_tensor_value_info(name, self.kind, shape) for name in (INPUT, OUTPUT))
         graph = helper.make_graph(nodes, "chain", [x], [y], self.stored)
         opsets = [helper.make_opsetid("", self._opset), *self._others()]

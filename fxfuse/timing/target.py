@@ -29,18 +29,16 @@ class Target:
 
     def __post_init__(self) -> None:
         """Check every value, so that a mistake is told before any work is done."""
-        if isinstance(self.tokens, int) and not isinstance(self.tokens, bool):
-            object.__setattr__(self, "tokens", (self.tokens,))
-        if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence) or not self.tokens:
-            raise InputError(
-                f"tokens of a target must be token counts such as (1, 8, 32), not {self.tokens!r}."
-            )
-        for each in self.tokens:
+        given: Any = self.tokens
+        tokens = (given,) if isinstance(given, int) else given
+        if not isinstance(tokens, (list, tuple, range)) or not tokens:
+            raise InputError(f"tokens of a target must be token counts such as (1, 8, 32), not {given!r}.")
+        for each in tokens:
             if not _is_count(each) or each > _MOST_TOKENS:
                 raise InputError(
                     f"tokens of a target must be whole numbers from 1 to {_MOST_TOKENS}, not {each!r}."
                 )
-        object.__setattr__(self, "tokens", tuple(dict.fromkeys(self.tokens)))
+        object.__setattr__(self, "tokens", tuple(dict.fromkeys(tokens)))
         if self.device not in ("cpu", "cuda"):
             raise InputError(f"The device of a target is cpu or cuda, not {self.device!r}.")
         if self.threads is not None and not _is_count(self.threads):
@@ -68,11 +66,8 @@ class Target:
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise InputError(f"A target has no {unknown[0]!r}: it has {', '.join(known)}.")
-            whole = {"device": device, **given}
-            if isinstance(whole.get("tokens"), Sequence) and not isinstance(whole["tokens"], str):
-                whole["tokens"] = tuple(whole["tokens"])
-            return cls(**whole)
-        if isinstance(given, Sequence) and not isinstance(given, str):
+            return cls(**{"device": device, **given})
+        if isinstance(given, (list, tuple, range)):
             return cls(tuple(given), device)
         if isinstance(given, int) and not isinstance(given, bool):
             return cls((given,), device)

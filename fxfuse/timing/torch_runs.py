@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,16 +92,13 @@ class Chain(nn.Module):
         self._packed = shape.packed if form is None else form.packed(shape.gated)
         widths = shape.widths if form is None else (shape.width,)
         count = 2 if shape.gated else 1
-        weights = lambda *size: nn.Parameter(0.02 * torch.randn(*size, dtype=dtype))  # noqa: E731
-        self.firsts = nn.ParameterList(
-            weights(each, shape.hidden)
-            for width in widths
-            for each in ([count * width] if self._packed else [width] * count)
-        )
-        self.downs = nn.ParameterList(weights(shape.hidden, width) for width in widths)
-        self.gains = nn.ParameterList(weights(shape.hidden) for _ in widths if form is None)
-        self.first_biases = nn.ParameterList(weights(len(each)) for each in self.firsts if self._bias)
-        self.down_biases = nn.ParameterList(weights(shape.hidden) for _ in widths if self._bias)
+        rows = [each for width in widths for each in ([count * width] if self._packed else [width] * count)]
+        hidden = shape.hidden
+        self.firsts = _weights(dtype, [(each, hidden) for each in rows])
+        self.downs = _weights(dtype, [(hidden, width) for width in widths])
+        self.gains = _weights(dtype, [(hidden,) for _ in widths if form is None])
+        self.first_biases = _weights(dtype, [(each,) for each in rows if self._bias])
+        self.down_biases = _weights(dtype, [(hidden,) for _ in widths if self._bias])
         self._activation = _ACTIVATIONS.get(shape.activation, F.silu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,13 +107,12 @@ class Chain(nn.Module):
             hidden = self._norm(x, index)
             slices = 1 if self._form is None else self._form.slices
             spans = Form(slices=slices).spans(down.shape[1])
-            total = None
+            parts = []
             for place, (start, stop) in enumerate(spans):
                 inner = self._inner(hidden, index, start, stop)
                 bias = self.down_biases[index] if self._bias and place == 0 else None
-                part = F.linear(inner, down[:, start:stop], bias)
-                total = part if total is None else total + part
-            x = x + total
+                parts.append(F.linear(inner, down[:, start:stop], bias))
+            x = x + functools.reduce(torch.add, parts)
         return x
 
     def _norm(self, x: torch.Tensor, index: int) -> torch.Tensor:
@@ -145,3 +142,7 @@ class Chain(nn.Module):
         if (start, stop) == (0, len(weight)):
             return F.linear(x, weight, bias)
         return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+def _weights(dtype: torch.dtype, sizes: Sequence[tuple[int, ...]]) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(size, dtype=dtype)) for size in sizes)
