@@ -18,6 +18,7 @@ from fxfuse.passes.chains import find_chains
 from fxfuse.passes.forms import Form, legal_forms
 from fxfuse.passes.onnx.provenance import read_provenance
 from fxfuse.passes.weights import refill, widen
+from fxfuse.splitting import split_onnx
 from tests.passes.graphs import Spec, Stack, parallel, symbolic
 from tests.passes.graphs import example as torch_example
 from tests.passes.onnx_graphs import HIDDEN, Block, Graph, example, run
@@ -184,3 +185,35 @@ def test_forms_worth_timing() -> None:
     assert set(map(str, legal_forms(chain.blocks, "onnxruntime"))) > set(plain)
     (chain,) = find_chains(symbolic(Stack([Spec(form="ungated", norm="layer")] * 2), torch_example())).chains
     assert [str(form) for form in legal_forms(chain.blocks, "onnxruntime")] == ["two", "two/2"]
+
+
+# Split again
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("text", [*TEXTS[:-1], OPERATORS[0]])
+def test_every_form_can_be_split(text: str, external: bool, tmp_path: Path) -> None:
+    """Blocks that lie across two slices among them"""
+    g, model = graph("plain", biased=True)
+    onnx.save(fused(model, Form.parse(text), tmp_path), tmp_path / "f.onnx", save_as_external_data=external,
+              size_threshold=200)  # fmt: skip
+    done = split_onnx(tmp_path / "f.onnx", tmp_path / "s.onnx")
+    assert (len(done.groups), done.misses, done.notes) == (1, [], [])
+    original, again = run(model, example())[0], run(onnx.load(tmp_path / "s.onnx"), example())[0]
+    np.testing.assert_allclose(again, original, rtol=1e-4, atol=1e-4)
+    left = {tensor.name for tensor in onnx.load(tmp_path / "s.onnx").graph.initializer}
+    assert not {name for name in left if name.startswith("fxfuse")} - {"fxfuse.0/unit_gain"}
+    parallel_form = split_onnx(tmp_path / "f.onnx", tmp_path / "p.onnx", parallel=True)
+    assert parallel_form.error < 1e-5
+
+
+def test_a_form_that_was_changed_is_not_split(tmp_path: Path) -> None:
+    """The sum of the slices is their mean"""
+    _, model = graph("plain", biased=False)
+    written = fused(model, Form(slices=2), tmp_path)
+    total = next(node for node in written.graph.node if node.op_type == "Sum")
+    total.op_type = "Mean"
+    onnx.save(written, tmp_path / "f.onnx")
+    done = split_onnx(tmp_path / "f.onnx", tmp_path / "s.onnx")
+    assert not done.groups
+    assert "fuse the original model instead" in done.misses[0].reason
