@@ -16,19 +16,20 @@ from fxfuse.budget import Budget
 from fxfuse.compiled import Compiled, CompiledGraph
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.dynamo_graph import DynamoGraph
-from fxfuse.frontends.torch_graph import FusedGraph
 from fxfuse.frontends.torch_size import size_of
 from fxfuse.inner import inner_backend
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse
 from fxfuse.planning.using import plan_for
 from fxfuse.report import Report
+from fxfuse.timing.target import Target
+from fxfuse.timing.using import torch_timing
 
 __all__ = ["backend", "reports"]
 
 log = logging.getLogger("fxfuse")
 
-_OWN_OPTIONS = ("inner", "inner_options", "plan")
+_OWN_OPTIONS = ("inner", "inner_options", "plan", "one_copy", "target")
 _reports: list[Report] = []
 
 
@@ -52,7 +53,12 @@ def backend(
         mode: Passed on to the inner backend, as in torch.compile.
         options: The fields of `Budget`; `inner`, the backend that compiles the rewritten graph ("inductor",
             "eager", any other name or a callable); `inner_options`, a dict that is passed on to it; `plan`, a
-            plan or its file, whose groups are fused instead of those that the budget would choose.
+            plan or its file, whose groups are fused instead of those that the budget would choose;
+            `one_copy`, True to make the parameters of fused blocks views of the wide weights. Gains are then
+            folded in and the norms' own become neutral: the model stays the same function, eager and in its
+            state dict, which keeps its keys and holds the folded values; `target`, token counts such as
+            (1, 8, 32) or a `Target`: groups are timed at those as `inner` compiles them, the first time with
+            a compilation of every form, and those that do not pay stay sequential.
 
     Raises:
         ValueError: An option is unknown or its value makes no sense, or the plan cannot be read.
@@ -61,6 +67,9 @@ def backend(
     inner = given.pop("inner", "inductor")
     inner_options = given.pop("inner_options", None)
     plan = given.pop("plan", None)
+    one_copy = given.pop("one_copy", False)
+    if not isinstance(one_copy, bool):
+        raise InputError(f"one_copy must be True or False, not {one_copy!r}.")
     if "recover" in given:
         raise InputError(
             "torch.compile offers no recovery, since its wide weights follow the model's parameters: use "
@@ -71,6 +80,8 @@ def backend(
             "torch.compile does not quantise, since its wide weights follow the model's parameters: use "
             "fxfuse.fuse(model, example_inputs, quantize=...), which returns a program."
         )
+    target = given.pop("target", None)
+    Target.of(target)  # a mistake is told before any work is done
     budget = Budget.of(given, also=_OWN_OPTIONS)
     planned = plan_for(plan, budget)
     compile_inner = inner_backend(inner, mode, inner_options)
@@ -81,7 +92,8 @@ def backend(
     reason = front.objection()
     if reason is None:
         try:
-            fused = fuse(front, budget, report, plan=planned, part=True)
+            with torch_timing(target, example_inputs, report, inner, mode, inner_options) as timing:
+                fused = fuse(front, budget, report, plan=planned, part=True, timing=timing)
             report.misses += misses_inside(front.view)
         except FxfuseError as error:
             reason = str(error)
@@ -90,14 +102,8 @@ def backend(
         return compile_inner(module, example_inputs)
     report.before = size_of(module, front.weights, report.ffn_blocks)
     report.after = size_of(fused.module, front.weights_of(fused), report.ffn_blocks_left)
-    report.notes.append(_memory_note(fused))
     _tell(report, None)
-    return CompiledGraph(front, fused, compile_inner, list(example_inputs), report)
-
-
-def _memory_note(fused: FusedGraph) -> str:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in fused.added.values())
-    return f"the wide weights take {size / 1e6:,.1f} MB beside the model's own"
+    return CompiledGraph(front, fused, compile_inner, list(example_inputs), report, one_copy)
 
 
 def _tell(report: Report, reason: str | None) -> None:

@@ -12,9 +12,11 @@ from torch._guards import TracingContext
 
 from fxfuse.frontends.dynamo_graph import DynamoGraph
 from fxfuse.frontends.torch_graph import FusedGraph
-from fxfuse.passes.weights import sources
+from fxfuse.naming import span
+from fxfuse.one_copy import Shared, objection
+from fxfuse.passes.weights import Wide, sources
 from fxfuse.report import Report
-from fxfuse.stale import Watch
+from fxfuse.stale import Followed, Watch
 
 __all__ = ["Compiled", "CompiledGraph"]
 
@@ -33,18 +35,19 @@ class CompiledGraph:
         compile_inner: Callable[..., Compiled],
         example_inputs: list[Any],
         report: Report,
+        one_copy: bool = False,
     ) -> None:
         extra = list(fused.added.values())
         _make_static(extra)
         _carry_dynamo_facts(front.module, fused.module)
         self._wide = tuple(extra)
-        self._watches = [
-            Watch(fused.view, blocks, wide, _positions(fused, sources(fused.view, blocks)))
-            for blocks, wide, _ in fused.groups
-        ]
         self._fixed = _assumed_numbers(front, fused)
         self._report = report
         self._inner = compile_inner(fused.module, example_inputs + extra)
+        # After the inner backend, which is given the parameters as dynamo knows them.
+        groups = [_follow(fused, index, report, one_copy) for index in range(len(fused.groups))]
+        report.notes.append(_memory(fused, groups))
+        self._watch = Watch(groups)
 
     def __call__(self, *args: Any) -> Any:
         """Run on the arguments of the graph that dynamo captured.
@@ -52,15 +55,15 @@ class CompiledGraph:
         Raises:
             RuntimeError: Something changed that the wide weights cannot follow.
         """
-        if any(float(args[place]) != known for place, known in self._fixed):
-            raise RuntimeError(
-                "A number of a fused block (an eps) changed after compilation: call torch.compiler.reset() "
-                "and compile again."
-            )
-        for watch in self._watches:
-            if watch.is_stale(args):
-                watch.refresh(args)
-                self._tell_refreshed()
+        for place, known in self._fixed:
+            if float(args[place]) != known:
+                raise RuntimeError(
+                    "A number of a fused block (an eps) changed after compilation: call "
+                    "torch.compiler.reset() and compile again."
+                )
+        if self._watch.is_stale(args):
+            self._watch.refresh(args)
+            self._tell_refreshed()
         return self._inner(*args, *self._wide)
 
     def _tell_refreshed(self) -> None:
@@ -70,6 +73,41 @@ class CompiledGraph:
         if note not in self._report.notes:
             self._report.notes.append(note)
             log.warning("fxfuse: %s", note)
+
+
+def _follow(fused: FusedGraph, index: int, report: Report, one_copy: bool) -> Followed:
+    """A group as it is followed from now on, with one copy of its weights if asked for and possible."""
+    blocks, wide, _ = fused.groups[index]
+    view = fused.view
+    followed = Followed(view, blocks, wide, _positions(fused, sources(view, blocks)))
+    followed.shared = Shared.held(view, blocks, wide)
+    if followed.shared is not None or not one_copy:
+        return followed
+    reason = objection(view, blocks, wide)
+    if reason is None and isinstance(wide, Wide):
+        followed.shared = Shared.of(view, blocks, wide)
+        followed.shared.join(view)
+        return followed
+    note = f"two copies of the weights of {span([block.name for block in blocks])} stay, since {reason}"
+    report.notes.append(note)
+    log.warning("fxfuse: %s", note)
+    return followed
+
+
+def _memory(fused: FusedGraph, groups: Sequence[Followed]) -> str:
+    """How many bytes stand where."""
+    storages = [tensor.untyped_storage() for tensor in fused.added.values()]
+    added = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    parts = [part for group in groups if group.shared for part in group.shared.slices.values()]
+    shared = {part.untyped_storage().data_ptr() for part in parts}
+    beside = sum(size for place, size in added.items() if place not in shared)
+    one = sum(size for place, size in added.items() if place in shared)
+    if not one:
+        return f"the wide weights take {beside / 1e6:,.1f} MB beside the model's own"
+    return (
+        f"one copy of the weights: parameters of the model are views of {one / 1e6:,.1f} MB of wide weights, "
+        f"which have the norms' gains folded in; {beside / 1e6:,.1f} MB stand beside the model's own"
+    )
 
 
 def _positions(fused: FusedGraph, values: Sequence[object]) -> list[tuple[fx.Node, int]]:

@@ -10,8 +10,13 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
+from fxfuse.one_copy import adopted
 from fxfuse.passes.chains import find_chains
-from fxfuse.passes.weights import sources
+from fxfuse.passes.forms import Form
+from fxfuse.passes.fx.view import FxView
+from fxfuse.passes.records import Block
+from fxfuse.passes.storing import Stored
+from fxfuse.passes.weights import biased_roles, refill, sources
 
 __all__ = ["DynamoGraph"]
 
@@ -47,6 +52,17 @@ class DynamoGraph(TorchGraph):
         blocks = (block for chain in chains for block in chain.blocks)
         names = (block.name for block in blocks if trained.intersection(sources(self.view, [block])))
         return next(names, None)
+
+    def store(self, view: FxView, blocks: Sequence[Block], form: Form) -> Stored:
+        """As of any graph, but for parameters that are parts of a wide weight already (see one_copy)."""
+        wide = adopted(view, blocks)
+        if wide is None or form.packed(blocks[0].gated):
+            return super().store(view, blocks, form)
+        rows = {"gate": len(wide.gate), "up": len(wide.gate), "down": blocks[0].hidden_size}
+        for role in biased_roles(view, blocks):
+            setattr(wide, f"{role}_bias", wide.gate.new_zeros(rows[role]))
+        refill(view, blocks, wide)
+        return Stored(wide.tensors(), [wide])
 
     def attach(
         self, fused: FusedGraph, weights: Mapping[str, torch.Tensor], index: int

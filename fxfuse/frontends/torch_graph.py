@@ -21,7 +21,7 @@ from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import Writes
 from fxfuse.passes.records import Block, Value
-from fxfuse.passes.storing import copied, written
+from fxfuse.passes.storing import Stored, copied, written
 from fxfuse.passes.view import Op, is_constant, root, strip
 from fxfuse.passes.weights import Weights, Wide
 
@@ -160,7 +160,7 @@ class TorchGraph:
         for index, (group, (corrected, asked)) in enumerate(zip(groups, given, strict=True)):
             own, form = [blocks[block.name] for block in group], replace(asked, norm="own")
             if corrected is None:
-                stored = written(view, own, form, apart=False)
+                stored = self.store(view, own, form)
             else:
                 stored = copied(view, own, corrected, form, apart=False)
             nodes = self.attach(fused, stored.tensors, index)
@@ -172,6 +172,10 @@ class TorchGraph:
         module.graph.lint()
         module.recompile()
         return fused
+
+    def store(self, view: FxView, blocks: Sequence[Block], form: Form) -> Stored:
+        """The wide weights of a group in memory."""
+        return written(view, blocks, form, apart=False)
 
     def attach(
         self, fused: FusedGraph, weights: Mapping[str, torch.Tensor], index: int
@@ -246,7 +250,7 @@ class TorchGraph:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, mapping))
         graph.set_codegen(self.module.graph._codegen)
-        last, own = next(reversed(graph.nodes)), next(reversed(self.module.graph.nodes))
+        last, own = next(iter(reversed(graph.nodes))), next(iter(reversed(self.module.graph.nodes)))
         last.meta = dict(own.meta)
         module = fx.GraphModule(self.module, graph, type(self.module).__name__)
         module.meta = dict(self.module.meta)
@@ -263,7 +267,7 @@ def first_call(graph: fx.Graph) -> fx.Node:
 
 
 def _output_nodes(module: fx.GraphModule) -> list[fx.Node]:
-    output = next(reversed(module.graph.nodes))
+    output = next(iter(reversed(module.graph.nodes)))
     return list(output.all_input_nodes)
 
 
