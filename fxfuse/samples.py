@@ -60,7 +60,7 @@ class _Away:
         self._calls, self._asked = 0, False
         self._answers = device.type == "cuda"  # others are waited for, as seldom
         if self._answers:
-            self._answer = torch.zeros((), dtype=torch.bool, pin_memory=True)
+            self._answer = _pinned()
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def differ(self) -> bool:
@@ -87,6 +87,11 @@ class _Away:
         """One boolean, on the device."""
         with torch.no_grad():
             return torch.cat(self._views).ne(self._known).any()
+
+
+def _pinned() -> torch.Tensor:
+    """Room for one boolean that a GPU can write while nobody waits."""
+    return torch.zeros((), dtype=torch.bool, pin_memory=True)
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_parameters_are_views_and_the_function_stays(inner: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_answer_follows_the_weights(change: Callable[[Tiny], None]) -> None:
-    """The changed model is what it would be with weights of its own; gains are folded in after each change."""
+    """The changed model is what it would be with weights of its own; gains are folded in after each."""
     run, plain = compiled(model := frozen()), frozen()
     run(tokens())
     for _ in range(2):
