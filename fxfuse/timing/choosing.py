@@ -14,6 +14,7 @@ from fxfuse.planning.greedy import Group, Measure, split_group
 from fxfuse.report import GroupReport, GroupTiming, Report, WholeTiming
 from fxfuse.timing.timer import Decision, Timer
 from fxfuse.timing.verdict import LEAST
+from fxfuse.timing.wording import milliseconds, token_count
 
 __all__ = ["Timing", "Whole"]
 
@@ -73,8 +74,8 @@ class Timing:
         if worst.ratio >= LEAST:
             return False
         reason = (
-            f"the whole model takes {worst.fused_ms:.3g} ms at {_count(worst.tokens)} on "
-            f"{self.timer.target.device}, unfused {worst.original_ms:.3g} ms"
+            f"the whole model takes {milliseconds(worst.fused_ms)} at {token_count(worst.tokens)} on "
+            f"{self.timer.target.device}, unfused {milliseconds(worst.original_ms)}"
         )
         self._drops += 1
         places = [min(range(len(groups)), key=lambda index: self._gain(groups[index]))]
@@ -99,10 +100,6 @@ class Timing:
         if timing is None:
             return 0.0
         return sum(timing.sequential_ms[each] - timing.fused_ms[each] for each in timing.fused_ms)
-
-
-def _count(tokens: int) -> str:
-    return f"{tokens} token{'s' if tokens > 1 else ''}"
 
 
 def _note(report: Report, text: str) -> None:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from fxfuse.naming import printable, span
 from fxfuse.report import Report
+from fxfuse.timing.wording import number, token_count
 
 __all__ = ["timings"]
 
@@ -28,7 +29,7 @@ def timings(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("time (ms)", overflow="fold", min_width=9)
     for tokens in counts:
-        table.add_column(f"{tokens} token{'s' if tokens > 1 else ''}", justify="right")
+        table.add_column(token_count(tokens), justify="right")
     for name, times in rows:
         cells = [_change(*times[tokens]) if tokens in times else "" for tokens in counts]
         table.add_row(Text(printable(name), overflow="fold"), *cells)
@@ -36,4 +37,4 @@ def timings(report: Report) -> Table:
 
 
 def _change(before: float, after: float) -> str:
-    return f"{before:.3g} -> {after:.3g} ({before / after:.2f}x)"
+    return f"{number(before)} -> {number(after)} ({before / after:.2f}x)"

@@ -18,7 +18,8 @@ from fxfuse.timing.shape import Shape, shape_of
 from fxfuse.timing.stages import OnnxStage, Stage, TorchStage
 from fxfuse.timing.target import Target
 from fxfuse.timing.verdict import Verdict, judge
-from fxfuse.timing.workers import Failure
+from fxfuse.timing.wording import milliseconds, token_count
+from fxfuse.timing.workers import ENDED, Failure
 from fxfuse.versions import versions
 
 __all__ = ["Decision", "Timer"]
@@ -228,8 +229,8 @@ class Timer:
         fused, plain = (1e3 * standing.seconds(each) for each in (verdict.name, BASELINE))
         of = f"best of {count} forms: {verdict.name}" if count > 1 else f"as {verdict.name}"
         return (
-            f"fusing {name} takes {fused:.3g} ms at {tokens} token{'s' if tokens > 1 else ''} on "
-            f"{self.target.device}, sequential {plain:.3g} ms ({of})"
+            f"fusing {name} takes {milliseconds(fused)} at {token_count(tokens)} on "
+            f"{self.target.device}, sequential {milliseconds(plain)} ({of})"
         )
 
     def _key(self, shape: Shape, tokens: int) -> str:
@@ -256,7 +257,12 @@ class Timer:
         return found
 
     def _remember(self, shape: Shape, standings: Mapping[int, Standing]) -> None:
+        failures = [each for standing in standings.values() for each in standing.failures.values()]
+        if any(text.startswith(ENDED) for text in failures):
+            return  # it may have been the memory, and go well another time
         for tokens, standing in standings.items():
+            if not standing.base:
+                continue
             figures = {
                 "seconds": standing.seconds(),
                 "ratios": {name: standing.ratio(name) for name in standing.ratios},

@@ -16,6 +16,7 @@ from fxfuse.timing.target import AnyTarget, Target
 from fxfuse.timing.timer import Timer
 from fxfuse.timing.verdict import LEAST
 from fxfuse.timing.whole import OnnxWhole
+from fxfuse.timing.wording import milliseconds, token_count
 
 if TYPE_CHECKING:
     import onnx
@@ -116,10 +117,9 @@ def torch_timing(
 
 
 def _slower(timing: WholeTiming) -> str:
-    tokens = f"{timing.tokens} token{'s' if timing.tokens > 1 else ''}"
     return (
-        f"the whole model is slower than the original at {tokens}: {timing.fused_ms:.3g} ms against "
-        f"{timing.original_ms:.3g} ms"
+        f"the whole model is slower than the original at {token_count(timing.tokens)}: "
+        f"{milliseconds(timing.fused_ms)} against {milliseconds(timing.original_ms)}"
     )
 
 

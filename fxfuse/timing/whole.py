@@ -19,6 +19,7 @@ from fxfuse.timing.contest import BASELINE, Pace, Standing, run_rounds
 from fxfuse.timing.stages import seats_for
 from fxfuse.timing.target import Target
 from fxfuse.timing.verdict import LEAST
+from fxfuse.timing.wording import token_count
 from fxfuse.timing.workers import Failure, Worker
 
 __all__ = ["OnnxWhole", "compare", "sample_at"]
@@ -113,7 +114,7 @@ def sample_at(
     shapes = ", ".join(f"{spec.name} {list(sample[spec.name].shape)}" for spec in specs)
     return sample, (
         f"the model's inputs are of fixed shapes ({shapes}), so the whole model was timed on those and not "
-        f"at {tokens} token{'s' if tokens > 1 else ''}"
+        f"at {token_count(tokens)}"
     )
 
 

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Protocol
 
-__all__ = ["LEAST_CALLS", "Failure", "Subject", "Worker", "spawn", "time_round"]
+__all__ = ["ENDED", "LEAST_CALLS", "Failure", "Subject", "Worker", "spawn", "time_round"]
 
 LEAST_CALLS = 5
 PATIENCE = 5.0  # seconds that an idle process has to end by itself
+ENDED = "its process ended"
 spawn = multiprocessing.get_context("spawn")
 
 _START = (
@@ -93,7 +94,7 @@ class Worker:
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):
             self.dismiss()
             code = self._process.wait()
-            raise Failure(f"its process ended with exit code {code}") from None
+            raise Failure(f"{ENDED} with exit code {code}") from None
         if not good:
             raise Failure(answer)
         return answer

@@ -1,0 +1,101 @@
+"""Decisions on figures that are given: no process is started and no clock is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxfuse.passes.forms import Form
+from fxfuse.timing.cache import Cache
+from fxfuse.timing.contest import BASELINE
+from fxfuse.timing.shape import Shape
+from fxfuse.timing.target import Target
+from fxfuse.timing.timer import Timer
+from tests.timing.fakes import PACE, FakeStage, speeds
+
+SHAPE = Shape(32, (64,) * 4)
+FORMS = [Form(), Form("packed"), Form(slices=4)]
+
+
+def timer(
+    stage: FakeStage, cache: Cache | None = None, tokens: tuple[int, ...] = (1, 8), **more: Any
+) -> Timer:
+    return Timer(Target(tokens), stage=stage, cache=cache or Cache(None), pace=PACE, **more)
+
+
+def test_the_fastest_form_is_taken_with_its_figures():
+    stage = FakeStage(speeds(two=0.8, packed=0.9, two_4=0.5))
+    with timer(stage) as timed:
+        decision = timed.decide_shape(SHAPE, FORMS, "layers.0-3.mlp")
+    assert decision.form == Form(slices=4)
+    assert decision.timing is not None
+    assert decision.timing.form == "two/4"
+    assert decision.timing.sequential_ms == {1: 1000.0, 8: 1000.0}
+    assert decision.timing.fused_ms == {1: 500.0, 8: 500.0}
+    assert stage.closed
+    assert not stage.open_now
+
+
+def test_a_group_that_does_not_pay_stays_with_the_figures_as_its_reason():
+    def speed(shape: Shape, name: str, tokens: int) -> float:
+        return 0.00098 if name == BASELINE else {1: 0.0009, 8: 0.00112}[tokens]
+
+    with timer(FakeStage(speed)) as timed:
+        decision = timed.decide_shape(SHAPE, FORMS, "layers.4-7.mlp")
+    assert decision.form is None
+    assert decision.reason == (
+        "fusing layers.4-7.mlp takes 1.12 ms at 8 tokens on cpu, sequential 0.98 ms (best of 3 forms: two)"
+    )
+
+
+def test_a_close_race_is_measured_more_often_and_a_clear_one_is_not():
+    close, clear = FakeStage(speeds(two=0.99)), FakeStage(speeds(two=0.5))
+    for stage in (close, clear):
+        timer(stage, tokens=(1,)).decide_shape(SHAPE, [Form()], "a")
+    assert clear.turns.count(("two", 1)) == PACE.rounds
+    assert close.turns.count(("two", 1)) == 3 * PACE.rounds
+
+
+def test_forms_are_timed_in_heats_where_memory_is_short():
+    stage = FakeStage(speeds(two=0.9, packed=0.7, two_4=0.8), seats=2)
+    decision = timer(stage).decide_shape(SHAPE, FORMS, "a")
+    assert decision.form == Form("packed")
+    assert stage.most_open == 2
+
+
+def test_what_cannot_be_timed_keeps_the_default_form_and_says_why():
+    short = timer(FakeStage(speeds(), seats=1)).decide_shape(SHAPE, FORMS, "a")
+    assert (short.form, short.timing) == (Form(), None)
+    assert "a was not timed: there is not enough memory" in short.reason
+    broken = timer(FakeStage(lambda *_: -1.0)).decide_shape(SHAPE, FORMS, "a")
+    assert broken.reason == "a was not timed: its process ended with exit code -9"
+    none = timer(FakeStage(speeds(two=0.0, packed=0.0, two_4=0.0))).decide_shape(SHAPE, FORMS, "a")
+    assert (none.form, none.reason) == (Form(), "a was not timed: no kernel")
+
+
+def test_a_form_without_a_kernel_is_left_out():
+    stage = FakeStage(speeds(two=0.0, packed=0.6, two_4=0.5))
+    decision = timer(stage).decide_shape(SHAPE, FORMS, "a")
+    assert decision.form == Form(slices=4)
+
+
+def test_a_shape_is_timed_once_on_a_machine(tmp_path: Path):
+    cache = Cache(tmp_path / "timings.json")
+    fast = timer(FakeStage(speeds(two_4=0.5)), cache).decide_shape(SHAPE, FORMS, "a")
+    again = FakeStage(speeds(two_4=9.0))
+    assert timer(again, cache).decide_shape(SHAPE, FORMS, "a") == fast
+    assert not again.turns
+    other = timer(again, cache).decide_shape(Shape(32, (64,) * 3), FORMS, "a")
+    assert again.turns
+    assert other != fast
+    (tmp_path / "timings.json").write_text((tmp_path / "timings.json").read_text().replace("0.5", '"x"'))
+    timer(again, cache).decide_shape(SHAPE, FORMS, "a")
+
+
+@pytest.mark.parametrize("other", [{"tokens": (2,)}, {"runtime": "inductor"}, {"options": {"a": 1}}])
+def test_what_a_time_depends_on_is_part_of_its_key(tmp_path: Path, other: dict[str, Any]):
+    cache = Cache(tmp_path / "timings.json")
+    timer(FakeStage(speeds(two_4=0.5)), cache, (1,)).decide_shape(SHAPE, FORMS, "a")
+    stage = FakeStage(speeds(two_4=0.5))
+    timer(stage, cache, **{"tokens": (1,), **other}).decide_shape(SHAPE, FORMS, "a")
+    assert stage.turns
