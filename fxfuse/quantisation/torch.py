@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from fxfuse.report import Report
 __all__ = ["QuantisedGraph", "check_torch", "quantise_graph"]
 
 _ATEN = torch.ops.aten
+_SLICES = (_ATEN.slice.Tensor, torch.narrow, operator.getitem)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -147,8 +148,11 @@ class QuantisedGraph:
         self._fused.module.recompile()
 
     def drop_unread(self) -> None:
-        """Let go of the weights that nothing reads any more."""
+        """Let go of the weights, and slices of them, that nothing reads any more."""
         fused, module = self._fused, self._fused.module
+        for node in reversed(module.graph.nodes):
+            if node.target in _SLICES and not node.users:
+                module.graph.erase_node(node)
         for node in [each for each in fused.added if not each.users]:
             module.graph.erase_node(node)
             del fused.added[node]
@@ -175,12 +179,23 @@ class QuantisedGraph:
             weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
             if not isinstance(weight, fx.Node):
                 continue
-            tensor = weights.get(weight)
-            if weight.op == "get_attr":
-                tensor = operator.attrgetter(str(weight.target))(fused.module)
+            stored, tensor = self._stored(weight, weights)
             if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.dtype in _FLOATS:
-                found.append(_Product(node, str(weight.target), weight, tensor))
+                found.append(_Product(node, str(stored.target), weight, tensor))
         return found
+
+    def _stored(self, weight: fx.Node, weights: Mapping[fx.Node, torch.Tensor]) -> tuple[fx.Node, Any]:
+        """The node of a stored tensor that a weight is, or is a slice of, and what the weight holds."""
+        if weight.op == "get_attr":
+            return weight, operator.attrgetter(str(weight.target))(self._fused.module)
+        source = weight.args[0] if weight.args and not weight.kwargs else None
+        if weight.target not in _SLICES or not isinstance(source, fx.Node):
+            return weight, weights.get(weight)
+        stored, tensor = self._stored(source, weights)
+        if not isinstance(tensor, torch.Tensor) or any(isinstance(each, fx.Node) for each in weight.args[1:]):
+            return stored, None
+        with torch.no_grad():
+            return stored, weight.target(tensor, *weight.args[1:])  # type: ignore[operator]
 
     def _store(self, index: int, product: _Product) -> tuple[fx.Node, fx.Node]:
         """The nodes of the int8 weight and of its scales."""

@@ -11,6 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import fxfuse
 from fxfuse.errors import InputError
+from fxfuse.frontends.onnx_file import OnnxFile
+from fxfuse.onnxio import load_model
+from fxfuse.passes.chains import find_chains
+from fxfuse.passes.forms import Form
 from fxfuse.passes.onnx.provenance import read_provenance
 from fxfuse.quantisation import onnx as module
 from fxfuse.quantisation.onnx import quantize_file
@@ -157,6 +161,27 @@ def test_record_names_the_packed_weights(tmp_path: Path, kind: str) -> None:
     assert all(name.endswith(("_Q4", "_quantized")) for name in group.weights.values())
     report = fxfuse.split_onnx(out, tmp_path / "s.onnx")
     assert report.output is None
+    assert [miss.reason for miss in report.misses] == [
+        "its weights are quantised: fuse the original model instead"
+    ]
+
+
+@pytest.mark.parametrize("form", ["packed", "two/2", "packed/2, SimplifiedLayerNormalization"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_every_form_of_a_wide_ffn(tmp_path: Path, form: str, kind: str) -> None:
+    model, folder = load_model(save(tmp_path / "m.onnx"))
+    front = OnnxFile(model, folder, [{"input_ids": IDS}], tmp_path, "f.onnx", "cpu")
+    blocks = find_chains(front.view).chains[0].blocks
+    fused = front.apply([blocks], None, [Form.parse(form)])
+    written = quantize_file(fused.path, tmp_path / "q.onnx", kind)
+    onnx.checker.check_model(str(tmp_path / "q.onnx"))
+    assert written.left == ()
+    assert len(written.products) == {"packed": 3, "two/2": 7}.get(form, 5)
+    assert 0 < error(fused.path, tmp_path / "q.onnx") < 0.2
+    (group,), notes = read_provenance(written.model)
+    assert notes == []
+    assert all(name.endswith(("_Q4", "_quantized")) for name in group.weights.values())
+    report = fxfuse.split_onnx(tmp_path / "q.onnx", tmp_path / "s.onnx")
     assert [miss.reason for miss in report.misses] == [
         "its weights are quantised: fuse the original model instead"
     ]

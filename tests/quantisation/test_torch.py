@@ -1,5 +1,11 @@
-"""fxfuse.fuse with quantize: int8 weights through torchao in modules, programs and GraphModules."""
+"""fxfuse.fuse with quantize: int8 weights through torchao in modules, programs and GraphModules.
 
+torchao is no part of the development environment, since transformers would import it in every process: where
+it is not installed, rounding by hand takes its place.
+"""
+
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +15,14 @@ from torch import Tensor, nn
 
 import fxfuse
 from fxfuse.errors import InputError
+from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.programs import load_program, save_program
+from fxfuse.frontends.torch_graph import TorchGraph
+from fxfuse.passes.chains import find_chains
+from fxfuse.passes.forms import Form
+from fxfuse.quantisation import torch as module
+from fxfuse.quantisation.options import Quantise
 
-pytest.importorskip("torchao")
 HIDDEN, WIDTH, VOCAB = 32, 48, 20
 IDS = torch.arange(18).reshape(2, 9)
 
@@ -44,6 +55,18 @@ class Tiny(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.head(x)
+
+
+def round_by_hand(linear: nn.Linear, _config: object) -> None:
+    weight: Any = linear.weight
+    weight.scale = weight.abs().amax(1, keepdim=True) / 127
+    weight.qdata = (weight / weight.scale).round().to(torch.int8)
+
+
+@pytest.fixture(autouse=True)
+def torchao_or_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("torchao") is None:
+        monkeypatch.setattr(module, "_torchao", lambda: (round_by_hand, object))
 
 
 def graph(kind: str, model: Tiny) -> Any:
@@ -121,7 +144,33 @@ def test_int4_and_torch_compile_say_where_to_go() -> None:
         compiled(IDS)
 
 
+@pytest.mark.parametrize("form", ["packed", "two/2", "packed/2"])
+@pytest.mark.parametrize("kind", ["program", "graph"])
+def test_every_form(kind: str, form: str) -> None:
+    """Each slice of a weight is quantised for itself, and the wide weight is gone afterwards."""
+    made = graph(kind, Tiny())
+    front = ExportedGraph(made, (IDS,)) if kind == "program" else TorchGraph(made, (IDS,), {})
+    blocks = find_chains(front.view).chains[0].blocks
+    front.states([blocks[0].x])
+    fused = front.apply([blocks], None, [Form.parse(form)])
+    (before,) = front.outputs(fused, HIDDEN)[2]
+    quantised = module.QuantisedGraph(front, fused, Quantise("int8"))
+    assert quantised.products == {"packed": 3, "two/2": 7, "packed/2": 5}[form]
+    quantised.drop_unread()
+    (after,) = front.outputs(fused, HIDDEN)[2]
+    assert 0 < float((after - before).norm() / before.norm()) < 0.02
+    if kind == "program":
+        whole = front.finish(fused)
+        with torch.no_grad():
+            assert float((whole.module()(IDS) - after).abs().max()) < 1e-6
+        matrices = [
+            name for name, each in whole.state_dict.items() if each.dim() == 2 and each.is_floating_point()
+        ]
+        assert matrices == ["embed.weight"]
+
+
 def test_torchao_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(InputError, match=r"pip install 'fxfuse\[quantize\]'"):
         fxfuse.fuse(Tiny(), (IDS,), quantize="int8")
