@@ -1,0 +1,182 @@
+"""Who takes part: contestants by name, and which of them make a ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fxfuse.timing.rounds import Ratio, Timing
+from tools.benchmark.cases import Case, Settings, shape_of
+
+__all__ = ["Entry", "Pair", "entries", "pairs", "ratio_of"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant.
+
+    `form` is what is run: "plain", "fused", "chosen" (the form that fxfuse measured to be the fastest),
+    "optimizer", "onnxscript" or "bound" (the FFNs removed). `mode` is how: "eager", "default", "autotune",
+    "graphs", "replay" in torch; "" or "graph" in ONNX Runtime. `host` is the process that holds it.
+    """
+
+    name: str
+    title: str
+    runtime: str
+    form: str
+    mode: str = ""
+    weights: str = "float"
+    host: str = ""
+
+    @property
+    def process(self) -> str:
+        """The name of the process; two ways to call one compiled model share it."""
+        return self.host or self.name
+
+    @property
+    def file(self) -> str:
+        """The ONNX file that is run."""
+        return f"{self.form}.onnx" if self.weights == "float" else f"{self.form}-{self.weights}.onnx"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the answer is that of the parallel form."""
+        return self.form in ("fused", "chosen")
+
+
+_WHERE = {
+    "plain": "unfused",
+    "optimizer": "after transformers.optimizer", "onnxscript": "after onnxscript's fusions",
+    "fused": "fused", "chosen": "fused, form chosen by timing", "bound": "without the FFNs",
+}  # fmt: skip
+
+_MODES = {
+    "eager": "torch eager", "default": "torch.compile", "autotune": "torch.compile, max-autotune",
+    "graphs": "torch.compile, reduce-overhead", "replay": "torch.compile, CUDA graph",
+}  # fmt: skip
+
+UNFUSED = ("plain", "optimizer", "onnxscript")
+"""Forms that one runs without fxfuse; the best of them in each round is what fused is held against."""
+
+
+def _torch(form: str, mode: str, host: str = "") -> Entry:
+    stem = {"plain": "inductor", "fused": "fxfuse", "chosen": "fxfuse-chosen", "bound": "bound"}[form]
+    name = stem if mode == "default" else f"{stem}-{mode}"
+    name = "eager" if (form, mode) == ("plain", "eager") else name
+    name = f"{host}-replay" if mode == "replay" else name
+    where = {"plain": "inductor", "fused": "fxfuse"}.get(form, _WHERE[form])
+    if mode == "eager":
+        where = _WHERE[form]
+    if mode == "replay" and host.endswith("autotune"):
+        where += ", max-autotune"
+    return Entry(name, f"{_MODES[mode]}, {where}", "torch", form, mode, host=host)
+
+
+def _onnx(form: str, mode: str = "", weights: str = "float") -> Entry:
+    stem = "onnx" if form == "plain" else f"onnx-{form}"
+    stem += "" if weights == "float" else f"-{weights}"
+    graph = "-graph" if mode else ""
+    kind = "" if weights == "float" else f" {weights}"
+    title = f"ONNX Runtime{kind}{', CUDA graph' if mode else ''}, {_WHERE[form]}"
+    return Entry(stem + graph, title, "onnx", form, mode, weights, host=stem if mode else "")
+
+
+def entries(case: Case, settings: Settings) -> list[Entry]:
+    """The contestants of a case, the most important first."""
+    found = _on_cuda(case, settings) if settings.device == "cuda" else _on_cpu(case, settings)
+    return [*found, _torch("fused", "eager")] if settings.checks else found
+
+
+def _on_cpu(case: Case, settings: Settings) -> list[Entry]:
+    chain = shape_of(case.model) is not None
+    chosen = settings.chosen
+    found = [_onnx("plain"), _onnx("fused"), _torch("plain", "default"), _torch("fused", "default")]
+    found += [_onnx("chosen"), _torch("chosen", "default")] if chosen else []
+    found += [_onnx("optimizer"), _onnx("onnxscript")]
+    if chain:
+        kinds = ("int4", "int8")
+        found += [_onnx(form, weights=k) for k in kinds for form in ("plain", "optimizer", "fused")]
+    else:
+        found += [_onnx("bound"), _torch("bound", "default")]
+    return [*found, _torch("plain", "eager")]
+
+
+def _on_cuda(case: Case, settings: Settings) -> list[Entry]:
+    found: list[Entry] = []
+    for form, stem in (("plain", "inductor"), ("fused", "fxfuse")):
+        found += [_torch(form, "default"), _torch(form, "replay", stem)]
+    found += [_onnx(form, mode) for form in ("plain", "fused") for mode in ("", "graph")]
+    found += [_torch("plain", "graphs"), _torch("fused", "graphs")]
+    if case.tokens in settings.autotuned:
+        for form, stem in (("plain", "inductor"), ("fused", "fxfuse")):
+            found += [_torch(form, "autotune"), _torch(form, "replay", f"{stem}-autotune")]
+    found += [_onnx(form, mode) for form in ("optimizer", "onnxscript") for mode in ("", "graph")]
+    if shape_of(case.model) is None:
+        found += [_torch("bound", "default"), _torch("bound", "replay", "bound")]
+        found += [_onnx("bound"), _onnx("bound", "graph")]
+    if settings.chosen:
+        found += [_onnx("chosen"), _onnx("chosen", "graph")]
+    return [*found, _torch("plain", "eager")]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Contestants that differ in the fusion: the best of one side over the best of the other, by round."""
+
+    title: str
+    unfused: tuple[str, ...]
+    fused: tuple[str, ...]
+
+
+def pairs(found: Sequence[Entry]) -> list[Pair]:
+    """All ratios that make sense among these contestants."""
+    made: list[Pair] = []
+
+    def add(title: str, unfused: list[Entry], fused: list[Entry]) -> None:
+        if unfused and fused:
+            made.append(Pair(title, tuple(e.name for e in unfused), tuple(e.name for e in fused)))
+
+    def pick(runtime: str, forms: Sequence[str], modes: Sequence[str], weights: str = "float") -> list[Entry]:
+        return [
+            e for e in found
+            if e.runtime == runtime and e.form in forms and e.mode in modes and e.weights == weights
+        ]  # fmt: skip
+
+    plain, fused = ("plain",), ("fused",)
+    for modes, title in (
+        (("default",), "torch.compile"),
+        (("autotune",), "max-autotune"),
+        (("graphs",), "reduce-overhead"),
+        (("graphs", "replay"), "torch.compile, CUDA graphs"),
+    ):
+        add(title, pick("torch", plain, modes), pick("torch", fused, modes))
+        chosen = pick("torch", ("chosen",), modes)
+        add(f"{title}, chosen", pick("torch", plain, modes), chosen)
+    for mode, title in (("", "ONNX Runtime"), ("graph", "ONNX Runtime, CUDA graph")):
+        unfused = pick("onnx", UNFUSED, (mode,))
+        add(title, unfused, pick("onnx", fused, (mode,)))
+        add(f"{title}, chosen", unfused, pick("onnx", ("chosen",), (mode,)))
+    for kind in ("int8", "int4"):
+        quantised = pick("onnx", fused, ("",), kind)
+        add(f"ONNX Runtime {kind}", pick("onnx", UNFUSED, ("",), kind), quantised)
+        add(f"fp32 unfused / {kind} fused", pick("onnx", UNFUSED, ("",)), quantised)
+    graphs = ("graphs", "replay")
+    if any(e.mode in graphs for e in found):
+        best = pick("torch", plain, graphs) + pick("onnx", UNFUSED, ("graph",))
+        add("best with CUDA graphs", best, pick("torch", fused, graphs) + pick("onnx", fused, ("graph",)))
+    return made
+
+
+def ratio_of(pair: Pair, timings: Mapping[str, Timing]) -> Ratio | None:
+    """The best unfused time over the best fused time in each round; None where a side was not timed."""
+    one, other = (_best(side, timings) for side in (pair.unfused, pair.fused))
+    return Ratio.of(one, other) if one is not None and other is not None else None
+
+
+def _best(names: Sequence[str], timings: Mapping[str, Timing]) -> Timing | None:
+    there = [timings[name] for name in names if name in timings]
+    if not there:
+        return None
+    first = min(there, key=lambda each: each.p50_us)
+    rounds = tuple(min(column) for column in zip(*(each.round_p50_us for each in there), strict=True))
+    return Timing(first.calls, first.p10_us, first.p50_us, first.p90_us, rounds)
