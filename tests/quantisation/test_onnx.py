@@ -174,7 +174,6 @@ def test_every_form_of_a_wide_ffn(tmp_path: Path, form: str, kind: str) -> None:
     blocks = find_chains(front.view).chains[0].blocks
     fused = front.apply([blocks], None, [Form.parse(form)])
     written = quantize_file(fused.path, tmp_path / "q.onnx", kind)
-    onnx.checker.check_model(str(tmp_path / "q.onnx"))
     assert written.left == ()
     assert len(written.products) == {"packed": 3, "two/2": 7}.get(form, 5)
     assert 0 < error(fused.path, tmp_path / "q.onnx") < 0.2
