@@ -80,21 +80,14 @@ class Form:
 def legal_forms(blocks: Sequence[Block], runtime: str, opset: int | None = None) -> list[Form]:
     """The forms worth timing for a group, the default first; `opset` is the ONNX model's where it is known.
 
-    `runtime` is "onnxruntime", or any other name for torch.
+    `runtime` is "onnxruntime", or any other name for torch. A norm of several nodes stays so in the default
+    form alone: ONNX Runtime finds no norm to join in one without its gain.
     """
-    gated = all(block.gated for block in blocks)
-    slices = [count for count in dict.fromkeys((2, len(blocks))) if count > 1]
-    forms = [Form(), *(Form(slices=count) for count in slices)]
-    if gated:
-        forms += [Form("packed"), Form("packed", 2)]
-    norm = _operator(blocks[0], runtime, opset)
-    if norm is not None:
-        forms += [replace(form, norm=norm) for form in forms if form.slices == 1]
-    return forms
-
-
-def _operator(first: Block, runtime: str, opset: int | None) -> str | None:
-    """The norm operator that is not the model's own spelling already."""
-    if runtime != "onnxruntime" or first.norm.kind != "rms" or first.norm.unit is None:
-        return None
-    return "SimplifiedLayerNormalization"
+    slices = [Form(slices=count) for count in dict.fromkeys((2, len(blocks))) if count > 1]
+    packed = [Form("packed"), Form("packed", 2)] if all(block.gated for block in blocks) else []
+    norm = blocks[0].norm
+    if runtime != "onnxruntime" or norm.kind != "rms" or norm.unit is None:
+        return [Form(), *packed, *slices]
+    operator = "SimplifiedLayerNormalization"
+    standard = [Form(norm="RMSNormalization")] if opset is not None and opset >= RMS_OPSET else []
+    return [Form(), *(replace(form, norm=operator) for form in (Form(), *packed, *slices)), *standard]

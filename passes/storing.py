@@ -115,11 +115,14 @@ class _Maker:
 
     def add(self, width: int, suffix: str) -> None:
         """The memory of one slice."""
+        up: torch.Tensor | None = None
+        up_bias: torch.Tensor | None = None
         if self.packed:
             gate, up, gate_bias, up_bias = self._pair(width, f"gate_up{suffix}")
         else:
             gate, gate_bias = self._matrix(width, f"gate{suffix}", "gate" in self.biased)
-            up, up_bias = self._matrix(width, f"up{suffix}", "up" in self.biased) if self.gated else _NONE
+            if self.gated:
+                up, up_bias = self._matrix(width, f"up{suffix}", "up" in self.biased)
         down = self.stored.tensors[f"down{suffix}"] = self.allocate(self.hidden, width, **self.like)
         part = Wide(gate, up, down, gate_bias, up_bias)
         if not self.stored.parts and "down" in self.biased:
@@ -137,6 +140,3 @@ class _Maker:
         matrix, bias = self._matrix(2 * width, name, bool(self.biased & {"gate", "up"}))
         biases = (None, None) if bias is None else (bias[:width], bias[width:])
         return matrix[:width], matrix[width:], *biases
-
-
-_NONE: tuple[None, None] = (None, None)

@@ -166,8 +166,6 @@ class OnnxFile:
 
     def _legal(self, group: Sequence[Block], form: Form) -> Form:
         """`form` without what this group or this file has no place for."""
-        if any(is_quantised(self.view, block) for block in group):
-            form = Form(norm=form.norm)
         opset = next((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), 0)
         known = group[0].norm.kind == "rms" and (form.norm != "RMSNormalization" or opset >= RMS_OPSET)
         return form if known else replace(form, norm="own")
@@ -182,11 +180,12 @@ class OnnxFile:
         view = self._view()
         stored = {t.name: t for t in self.model.graph.initializer if _is_external(t) and size(t) >= _LARGE}
         data.begin([stored[str(name)] for name in unread(view, groups, stored)], self.folder)
-        writers, names = [], []
+        writers, names, done = [], [], []
         earlier, _ = read_provenance(self.model)
         first = max(self._first, next_number(self.model.graph))
         for index, (group, wide, form) in enumerate(zip(groups, wides, forms, strict=True), first):
-            writer = self._rewrite(view, group, wide, form, f"fxfuse.{index}", data)
+            writer, own = self._rewrite(view, group, wide, form, f"fxfuse.{index}", data)
+            done.append(own)
             for constant in writer.constants:
                 constant.values = data.keep(constant.values)
             writers.append(writer)
@@ -197,12 +196,12 @@ class OnnxFile:
         model = contract(splice(self.model, view, writers, marks, store), self._expanded)
         made = [
             group_of(view, group, writer.weights, recovered=wide is not None, form=form)
-            for group, writer, wide, form in zip(groups, writers, wides, forms, strict=True)
+            for group, writer, wide, form in zip(groups, writers, wides, done, strict=True)
         ]
         record(model, [*earlier, *made], __version__)
         if any(role.endswith("bias") for writer in writers for role in writer.weights):
             free_reserved(model)
-        return self._write(model, data, names, list(forms))
+        return self._write(model, data, names, done)
 
     def _rewrite(
         self,
@@ -212,17 +211,17 @@ class OnnxFile:
         form: Form,
         prefix: str,
         data: DataFile,
-    ) -> Writer:
-        """Write one group, with its weights in `data`."""
+    ) -> tuple[Writer, Form]:
+        """Write one group, with its weights in `data`; gives the form that it has, too."""
         if any(is_quantised(view, block) for block in group):
-            return rewrite_quantised(view, group, stack(view, group), prefix, form.norm)
+            return rewrite_quantised(view, group, stack(view, group), prefix, form)
         room = functools.partial(_room, data)
         if wide is None:
             stored = written(view, group, form, room, apart=True)
         else:
             stored = copied(view, group, wide, form, room, apart=True)
         arrays = {name: _as_array(tensor) for name, tensor in stored.tensors.items()}
-        return rewrite_group(view, group, arrays, prefix, form)
+        return rewrite_group(view, group, arrays, prefix, form), form
 
     def fused_branch(self, fused: FusedFile, index: int, x: torch.Tensor, sample: int) -> torch.Tensor:
         """See `FrontEnd.fused_branch`."""

@@ -203,9 +203,9 @@ class _Rewriter:
             node.metadata_props.extend(product.metadata_props)
         place = self.nodes.index(split)
         self.nodes[place : place + 1] = made
-        for node in (product, bias):
-            if node is not None:
-                self.nodes.remove(node)
+        self.nodes.remove(product)
+        if bias is not None:
+            self.nodes.remove(bias)
 
     def _drop(self) -> None:
         """Remove the nodes and the tensors of the group that nothing reads any more."""

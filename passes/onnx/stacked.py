@@ -15,12 +15,13 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 
+from fxfuse.passes.forms import Form
 from fxfuse.passes.onnx.rewrite import Writer, cast_to, copy_region, put_branch, split, unit_norm
 from fxfuse.passes.onnx.view import OnnxView, to_numpy
 from fxfuse.passes.quantised.formulas import pack
 from fxfuse.passes.quantised.groups import Product, QuantisedGroup
 from fxfuse.passes.quantised.storage import Storage
-from fxfuse.passes.records import Block
+from fxfuse.passes.records import Block, Value
 
 __all__ = ["rewrite_quantised"]
 
@@ -29,22 +30,37 @@ _STEPS = {"add": "Add", "mul": "Mul", "div": "Div"}
 
 
 def rewrite_quantised(
-    view: OnnxView, blocks: Sequence[Block], group: QuantisedGroup, prefix: str, norm: str = "own"
-) -> Writer:
-    """Replace `blocks` by the wide FFN `group`; as `rewrite_group` does with float weights."""
+    view: OnnxView,
+    blocks: Sequence[Block],
+    group: QuantisedGroup,
+    prefix: str,
+    form: Form = Form(),  # noqa: B008
+) -> tuple[Writer, Form]:
+    """Replace `blocks` by the wide FFN `group`; as `rewrite_group` does with float weights.
+
+    There are no slices, and gate and up are packed where they are stored alike: gives what was written.
+    """
     first = blocks[0]
     writer = Writer(view.graph, prefix)
+    packed = group.packed() if form.packed(group.up is not None) else None
+    norm = form.norm if group.folded else "own"
     if group.folded:
         hidden = unit_norm(view, writer, first, norm)
     else:
         hidden = cast_to(view, writer, str(first.norm.output), first.dtype, "norm_cast")
-    products = _Products(writer, first.dtype)
-    known = {first.ffn.activation.gate: products.write(hidden, group.gate, "gate")}
-    if group.up is not None:
-        known[first.ffn.activation.up] = products.write(hidden, group.up, "up")
-    inner = copy_region(view, writer, first.ffn.activation.output, known)
+    products, activation = _Products(writer, first.dtype), first.ffn.activation
+    known: dict[Value, gs.Tensor]
+    if packed is not None:
+        both, width = products.write(hidden, packed, "gate_up"), sum(b.intermediate_size for b in blocks)
+        gate, up = split(view, writer, both, [width, width], ["gate", "up"])
+        known = {activation.gate: gate, activation.up: up}
+    else:
+        known = {activation.gate: products.write(hidden, group.gate, "gate")}
+        if group.up is not None:
+            known[activation.up] = products.write(hidden, group.up, "up")
+    inner = copy_region(view, writer, activation.output, known)
     put_branch(view, writer, blocks, _downs(view, products, blocks, group, inner))
-    return writer
+    return writer, Form("packed" if packed is not None else "two", norm=norm)
 
 
 def _downs(

@@ -60,6 +60,20 @@ class QuantisedGroup:
     folded: bool
     error: float | None
 
+    def packed(self) -> Product | None:
+        """Gate and up as one product; None where they are stored, or followed by constants, differently."""
+        gate, up = self.gate, self.up
+        if up is None or [kind for kind, _ in gate.steps] != [kind for kind, _ in up.steps]:
+            return None
+        pairs = zip(gate.steps, up.steps, strict=True)
+        steps = tuple((kind, torch.cat([one, other])) for (kind, one), (_, other) in pairs)
+        if gate.storage is None or up.storage is None:
+            floats = [each.weight for each in (gate, up) if each.weight is not None]
+            return Product(None, torch.cat(floats), steps) if len(floats) == 2 else None
+        if gate.storage.form != up.storage.form or gate.storage.scale.dtype != up.storage.scale.dtype:
+            return None
+        return Product(stack_rows([gate.storage, up.storage]), None, steps)
+
     def __str__(self) -> str:
         """What was done with the weights, for a report."""
         firsts = [self.gate] if self.up is None else [self.gate, self.up]

@@ -19,9 +19,11 @@ from fxfuse.passes.forms import Form, legal_forms
 from fxfuse.passes.onnx.provenance import read_provenance
 from fxfuse.passes.weights import refill, widen
 from fxfuse.splitting import split_onnx
+from tests import quantised_graphs
 from tests.passes.graphs import Spec, Stack, parallel, symbolic
 from tests.passes.graphs import example as torch_example
 from tests.passes.onnx_graphs import HIDDEN, Block, Graph, example, run
+from tests.quantised_graphs import Writer, dynamic, nbits, stored, then
 
 TEXTS = ["two", "packed", "two/3", "packed/3", "two/50"]
 OPERATORS = ["two, SimplifiedLayerNormalization", "packed/2, RMSNormalization"]
@@ -58,9 +60,11 @@ MEANINGS = {
 WIDTHS = (12, 7, 20)
 
 
-def graph(meaning: str, biased: bool, dtype: type = np.float32) -> tuple[Graph, onnx.ModelProto]:
+def graph(
+    meaning: str, biased: bool, dtype: type = np.float32, opset: int = 20
+) -> tuple[Graph, onnx.ModelProto]:
     """A chain of three blocks of unequal widths."""
-    g, x = Graph(dtype=dtype), "x"
+    g, x = Graph(dtype=dtype, opset=opset), "x"
     for width in WIDTHS:
         block = g.new_block(width, **MEANINGS[meaning])
         if biased and width != 7:
@@ -164,6 +168,46 @@ def test_weights_of_every_form_follow_their_sources() -> None:
         torch.testing.assert_close(result.double(), parallel(stack, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("operator", ["SimplifiedLayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_norm_as_one_operator(dtype: type, operator: str, tmp_path: Path) -> None:
+    g, model = graph("plain", biased=False, dtype=dtype, opset=23)
+    written = fused(model, Form(norm=operator), tmp_path)
+    kinds = [node.op_type for node in written.graph.node]
+    assert kinds.count(operator) == 1
+    assert "ReduceMean" not in kinds
+    bound = 1e-5 if dtype == np.float32 else 2e-2
+    np.testing.assert_allclose(run(written, example(dtype))[0], g.parallel(example(dtype)), bound, bound)
+
+
+@pytest.mark.parametrize("meaning, opset", [("plain", 20), ("layer", 23)])
+def test_an_operator_without_a_place_is_left_out(meaning: str, opset: int, tmp_path: Path) -> None:
+    """RMSNormalization is of opset 23, and no LayerNorm"""
+    _, model = graph(meaning, biased=False, opset=opset)
+    front = OnnxFile(model, tmp_path, [{"x": example()}], tmp_path, "f.onnx", "cpu")
+    (chain,) = find_chains(front.view).chains
+    assert front.apply([chain.blocks], forms=[Form.parse("packed, RMSNormalization")]).forms == [
+        Form("packed")
+    ]
+
+
+@pytest.mark.parametrize(
+    "write", [nbits(), nbits(zero="packed"), stored(block=16), dynamic(), then(nbits(bits=8), "Add")]
+)
+def test_quantised_products_are_packed(write: Writer, tmp_path: Path) -> None:
+    blocks = [quantised_graphs.Block(write, nbits(), width=width) for width in (48, 32)]
+    model, wanted = quantised_graphs.build(blocks), quantised_graphs.build(blocks, parallel=True)
+    x = quantised_graphs.drawn()
+    onnx_front = OnnxFile(model, tmp_path, [{"x": x}], tmp_path, "f.onnx", "cpu")
+    (chain,) = find_chains(onnx_front.view).chains
+    made = onnx_front.apply([chain.blocks], forms=[Form.parse("packed/2, SimplifiedLayerNormalization")])
+    assert made.forms == [Form("packed")]
+    np.testing.assert_allclose(run(made.model, x)[0], run(wanted, x)[0], rtol=1e-4, atol=1e-4)
+    onnx.save(made.model, tmp_path / "made.onnx")
+    report = split_onnx(tmp_path / "made.onnx", tmp_path / "s.onnx")
+    assert ["its weights are quantised" in miss.reason for miss in report.misses] == [True]
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_corrected_weights_are_written_in_every_form(text: str, tmp_path: Path) -> None:
     """Weights from elsewhere, as recovery hands them over"""
@@ -180,10 +224,13 @@ def test_corrected_weights_are_written_in_every_form(text: str, tmp_path: Path) 
 
 def test_forms_worth_timing() -> None:
     (chain,) = find_chains(symbolic(Stack([Spec()] * 4), torch_example(), shapes=True)).chains
-    plain = ["two", "two/2", "two/4", "packed", "packed/2"]
+    plain = ["two", "packed", "packed/2", "two/2", "two/4"]
     assert [str(form) for form in legal_forms(chain.blocks, "inductor")] == plain
-    assert set(map(str, legal_forms(chain.blocks, "onnxruntime"))) > set(plain)
-    (chain,) = find_chains(symbolic(Stack([Spec(form="ungated", norm="layer")] * 2), torch_example())).chains
+    in_one = ["two", *(f"{each}, SimplifiedLayerNormalization" for each in plain)]
+    assert [str(form) for form in legal_forms(chain.blocks, "onnxruntime", 22)] == in_one
+    assert str(legal_forms(chain.blocks, "onnxruntime", 23)[-1]) == "two, RMSNormalization"
+    stack = Stack([Spec(form="ungated", norm="layer", shift=True)] * 2)
+    (chain,) = find_chains(symbolic(stack, torch_example(), shapes=True)).chains
     assert [str(form) for form in legal_forms(chain.blocks, "onnxruntime")] == ["two", "two/2"]
 
 

@@ -67,7 +67,7 @@ def fuse(model: onnx.ModelProto, *, requantize: bool = False) -> tuple[onnx.Mode
     view = view_of(model)
     (chain,) = find_chains(view, requantize=requantize).chains
     group = stack(view, chain.blocks)
-    writer = rewrite_quantised(view, chain.blocks, group, "fxfuse.0")
+    writer, _ = rewrite_quantised(view, chain.blocks, group, "fxfuse.0")
     insert(view.graph, [writer])
     return splice(model, view, [writer], ["all"]), group
 
