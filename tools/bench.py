@@ -74,6 +74,10 @@ def _run(run: results.Run, cases: Sequence[Case], options: argparse.Namespace, p
     progress("measuring the machine's ceilings")
     run.ceilings = _measure_ceilings(run.settings, small=options.quick)
     _save(run, path)
+    if run.settings.device == "cuda":
+        from tools.benchmark.checks import check_norms
+
+        run.checks = check_norms(run.settings, progress)
     for result in measure(cases, run.settings, progress, clock):
         run.results.append(result)
         _save(run, path)
@@ -129,7 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         help="the form that fxfuse chooses by timing (default: on a CPU)",
     )  # fmt: skip
     parser.add_argument(
-        "--autotune", type=_numbers, metavar="TOKENS", help="max-autotune at these tokens (default: 1)"
+        "--autotune",
+        type=_numbers,
+        metavar="TOKENS",
+        help="on CUDA, max-autotune at these numbers of tokens (default: 1; none: leave it out)",
     )
     parser.add_argument(
         "--check", action="store_true", help="only check answers against float64, and the norms' in 16 bits"
@@ -141,14 +148,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> Settings:
     on_cuda = options.device == "cuda"
-    rounds, seconds = (2, 0.03) if options.quick else (5, 0.03) if on_cuda else (4, 0.12)
+    rounds, seconds = (2, 0.03) if options.quick else (3, 0.03) if on_cuda else (4, 0.12)
     return Settings(
         device=options.device,
         threads=options.threads or available_cores(),
         rounds=options.rounds or rounds,
         seconds=seconds,
         pause=0.005 if on_cuda else 0.05,
-        autotuned=options.autotune or (1,),
+        autotuned=(1,) if options.autotune is None else options.autotune,
         patience=120.0 if on_cuda else 900.0,
         writing=100.0 if on_cuda else 1800.0,
         verbose=options.verbose,
@@ -188,7 +195,7 @@ def _positive(text: str) -> int:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(each) for each in text.split(","))
+    return () if text == "none" else tuple(_positive(each) for each in text.split(","))
 
 
 def _pattern(text: str) -> str:

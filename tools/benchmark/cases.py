@@ -102,6 +102,7 @@ _CPU: Sequence[tuple[str, tuple[int, ...]]] = (
 _CUDA: Sequence[tuple[str, str, tuple[int, ...]]] = (
     ("chain-1024", "float16", _LONG), ("chain-2048", "float16", _LONG), ("chain-4096", "float16", _LONG),
     ("shard-8192", "float16", _LONG), ("decoder-1b", "float16", (1, 128)), ("chain-1024", "bfloat16", _LONG),
+    ("chain-1024", "float32", (1,)),
     ("chain-2048", "bfloat16", _LONG), ("chain-4096", "bfloat16", _LONG), ("shard-16384", "float16", _LONG),
     ("chain-1024x2", "float16", _FEW), ("chain-1024x4", "float16", _FEW), ("chain-1024x12", "float16", _FEW),
     ("demo", "float16", (1, 32, 256)), ("chain-2048x2", "float16", _FEW), ("chain-2048x4", "float16", _FEW),

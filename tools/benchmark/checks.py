@@ -15,7 +15,7 @@ from tools.benchmark.cases import Case, Settings
 from tools.benchmark.contest import Clock, Result, measure
 from tools.benchmark.crew import Process
 
-__all__ = ["check", "draw"]
+__all__ = ["check", "check_norms", "draw"]
 
 _CASES = {
     "cpu": [Case("chain-256", tokens) for tokens in (1, 32)],
@@ -34,22 +34,27 @@ def check(
     save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """All checks as plain data: "norms", "answers", and "failures" as sentences."""
-    found: dict[str, Any] = {"norms": [], "answers": [], "failures": []}
-    progress("norms of large values")
-    factory = "tools.benchmark.norm_checks:open_prober"
-    with Process(factory, settings.device, quiet=True) as prober:
-        try:
-            found["norms"] = prober.ask("probe")
-        except Failure as failure:
-            found["failures"].append(f"norms: {failure}")
-    found["failures"] += [
-        f"{_name(one)}: {one['verdict']}" for one in found["norms"] if one["verdict"] != "good"
-    ]
+    found = check_norms(settings, progress)
     save(found)
     quick = replace(settings, rounds=0, autotuned=(), chosen=False, checks=True)
     for result in measure(_CASES[settings.device], quick, progress, clock):
         _add(found, result)
         save(found)
+    return found
+
+
+def check_norms(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
+    """What `check` finds, with the norms only."""
+    found: dict[str, Any] = {"norms": [], "answers": [], "failures": []}
+    progress("norms of large values")
+    factory = "tools.benchmark.norm_checks:open_prober"
+    with Process(factory, settings.device, quiet=not settings.verbose) as prober:
+        try:
+            found["norms"] = prober.ask("probe")
+        except Failure as failure:
+            found["failures"].append(f"norms: {failure}")
+    bad = [one for one in found["norms"] if one["verdict"] != "good"]
+    found["failures"] += [f"{_name(one)}: {one['verdict']}" for one in bad]
     return found
 
 
@@ -70,7 +75,7 @@ def _add(found: dict[str, Any], result: Result) -> None:
 
 def draw(found: dict[str, Any]) -> RenderableType:
     """Both tables and the failures."""
-    answers = _table("case", "contestant", "relative error against float64")
+    answers = _table("case", "contestant", "relative error against float64" if found["answers"] else "")
     for one in found["answers"]:
         error = "failed" if one["error"] is None else f"{one['error']:.1e}"
         answers.add_row(one["case"], one["title"], error)

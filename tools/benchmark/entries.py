@@ -58,6 +58,9 @@ _MODES = {
 UNFUSED = ("plain", "optimizer", "onnxscript")
 """Forms that one runs without fxfuse; the best of them in each round is what fused is held against."""
 
+LARGE = 500_000_000
+"""Weights above which onnxscript's fusions are left out on CUDA: they change nothing in these graphs."""
+
 
 def _torch(form: str, mode: str, host: str = "") -> Entry:
     stem = {"plain": "inductor", "fused": "fxfuse", "chosen": "fxfuse-chosen", "bound": "bound"}[form]
@@ -110,8 +113,11 @@ def _on_cuda(case: Case, settings: Settings) -> list[Entry]:
     if case.tokens in settings.autotuned:
         for form, stem in (("plain", "inductor"), ("fused", "fxfuse")):
             found += [_torch(form, "autotune"), _torch(form, "replay", f"{stem}-autotune")]
-    found += [_onnx(form, mode) for form in ("optimizer", "onnxscript") for mode in ("", "graph")]
-    if shape_of(case.model) is None:
+    shape = shape_of(case.model)
+    small = shape is not None and shape.weights < LARGE
+    others = ("optimizer", "onnxscript") if small else ("optimizer",)
+    found += [_onnx(form, mode) for form in others for mode in ("", "graph")]
+    if shape is None:
         found += [_torch("bound", "default"), _torch("bound", "replay", "bound")]
         found += [_onnx("bound"), _onnx("bound", "graph")]
     if settings.chosen:
