@@ -1,0 +1,238 @@
+"""docs/performance.md from the runs of tools/bench.py: text and tables; the plots are files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tools.benchmark.cases import cases_on, shape_of
+from tools.benchmark.machine import slug
+from tools.benchmark.plots import ratio_plot, series_of, time_plot
+
+__all__ = ["render"]
+
+Record = Mapping[str, Any]
+
+_INTRO = """# Performance
+
+Written by `python -m tools.performance` from the runs of `tools/bench.py` in [benchmarks/](../benchmarks/);
+`make bench` runs both.
+
+How it was measured. Every contestant runs in a process of its own; while one runs, the others sleep. They
+take turns for several rounds, and the order turns round each time. Every answer was checked against float64
+before it was timed. A ratio is the best unfused time over the best fused time of each round, the median
+over rounds: above 1 the fused form is faster. In brackets stand the least and the greatest round, which are
+the noise; ~ marks ratios whose rounds do not agree on who is faster. "Share" is what the machine could do
+at most over what was measured: the time that reading the weights once takes at the measured bandwidth, or
+computing the products at the measured rate, whichever is longer, over the time of a call. Weights that fit
+into the last cache may be read faster than memory is, so a share may pass 100 % there; it is marked with *.
+
+Fusing moves no fewer weights. It saves the depth: launches, norms, adds and the ends of small products. Where
+the share of the unfused form is near 100 % already, nothing is left to save.
+"""
+
+
+def render(runs: Sequence[Record]) -> tuple[str, dict[str, str]]:
+    """The page, and the plots by file name; runs on a CPU come first."""
+    plots: dict[str, str] = {}
+    parts = [_INTRO]
+    for run in sorted(runs, key=lambda run: (run["device"] != "cpu", run["machine"]["cpu"])):
+        parts += _run(run, plots)
+    devices = {run["device"] for run in runs}
+    if "cuda" not in devices:
+        parts.append("## On a GPU\n\nNot measured yet: `python tools/bench.py --device cuda` measures it.\n")
+    if "cpu" not in devices:
+        parts.append("## On a CPU\n\nNot measured yet: `python tools/bench.py` measures it.\n")
+    return "\n".join(parts), plots
+
+
+def _run(run: Record, plots: dict[str, str]) -> list[str]:
+    device = device_of(run)
+    cases = [case for case in run["cases"] if case["timings"]]
+    chains: dict[tuple[str, str], list[Record]] = {}
+    for case in cases:
+        chains.setdefault((case["model"], case["dtype"]), []).append(case)
+    parts = [f"## {device}\n", _about(run), _ceilings(run)]
+    whole = {key: group for key, group in chains.items() if shape_of(key[0]) is None}
+    bare = {key: group for key, group in chains.items() if key not in whole}
+    for title, groups in (("Chains of FFNs", bare), ("Whole models", whole)):
+        if groups:
+            parts.append(f"### {title}\n")
+        for key, group in groups.items():
+            parts += _model(run, key, group, plots)
+    parts += [_every_time(run, cases), _errors(run, cases), _checks(run), _left_out(run)]
+    return [part for part in parts if part]
+
+
+def device_of(run: Record) -> str:
+    """What was measured, by name."""
+    machine = run["machine"]
+    return str(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
+
+
+def _about(run: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    settings, load = run["settings"], run["machine"]["load"]
+    text = f"{run['date'][:10]}; {versions}; {settings['threads']} threads; {settings['rounds']} rounds."
+    if load is not None and load > 0.5 and run["device"] == "cpu":
+        text += f" The machine was not quiet: its load was {load:.1f} before the start."
+    return text + "\n"
+
+
+def _ceilings(run: Record) -> str:
+    found = run["ceilings"]
+    rows = [(f"read bandwidth, {name}", f"{value:,.1f} GB/s") for name, value in found["bandwidths"].items()]
+    rows += [(f"products in {kind}", f"{value:,.2f} TFLOP/s") for kind, value in found["rates"].items()]
+    if found["cache_mb"]:
+        rows.append(("last cache, as the machine tells", f"{found['cache_mb']:,.0f} MB"))
+    note = f"\nShares of bandwidth are of: {found['of']}.\n" if found["of"] else ""
+    return _table(("ceiling", "measured"), rows) + note
+
+
+def _model(run: Record, key: tuple[str, str], cases: list[Record], plots: dict[str, str]) -> list[str]:
+    name = f"{slug(device_of(run))}-{key[0]}-{key[1]}"
+    parts = [f"#### {_title(*key)}\n", _ratios(cases)]
+    series = series_of(cases)
+    shown = {pair: points for pair, points in series.items() if not pair.startswith("fp32 unfused")}
+    if len(cases) > 1 and shown:
+        plots[f"{name}-ratios.svg"] = ratio_plot(f"{name}-ratios", f"Ratios: {_title(*key)}", shown)
+        parts.append(f"![Ratios by number of tokens](performance/{name}-ratios.svg)\n")
+    first = cases[0]
+    if first["tokens"] == 1:
+        bars = _bars(run, first)
+        floors = {f"floor, {kind}": floor["us"] for kind, floor in first["floors"].items()}
+        title = f"One token: {_title(*key)}"
+        plots[f"{name}-times.svg"] = time_plot(f"{name}-times", title, bars, floors)
+        parts.append(f"![Times at one token](performance/{name}-times.svg)\n")
+    return parts
+
+
+def _title(model: str, dtype: str) -> str:
+    shape = shape_of(model)
+    if shape is None:
+        return f"{model}, {dtype}"
+    rank = ", the shard of one of 8 ranks" if model.startswith("shard") else ""
+    return f"{shape.blocks} FFNs, hidden {shape.hidden}, intermediate {shape.width}{rank}, {dtype}"
+
+
+def _bars(run: Record, case: Record) -> list[tuple[str, float, str]]:
+    found = []
+    for name, timing in case["timings"].items():
+        about = run["contestants"][name]
+        kind = {"fused": "fused", "chosen": "fused", "bound": "bound"}.get(about["form"], "")
+        found.append((about["title"], timing["p50_us"], kind))
+    return sorted(found, key=lambda bar: bar[1])
+
+
+def _ratios(cases: Iterable[Record]) -> str:
+    rows = []
+    for case in cases:
+        for pair, ratio in case["ratios"].items():
+            sides = [_fastest(ratio[side], case) for side in ("unfused", "fused")]
+            times = [_time(case["timings"][side]) for side in sides]
+            mark = "" if ratio["least"] > 1 or ratio["greatest"] < 1 else "~"
+            between = f"[{ratio['least']:.2f} to {ratio['greatest']:.2f}]"
+            row = (case["tokens"], pair, times[0], times[1], _share(case, sides[1]))
+            rows.append((*row, f"{mark}{ratio['median']:.2f} {between}"))
+    heading = ("tokens", "runtime", "best unfused, µs (p10 to p90)", "fused, µs", "share", "ratio")
+    return _table(heading, rows)
+
+
+def _fastest(names: Sequence[str], case: Record) -> str:
+    timed = [name for name in names if name in case["timings"]]
+    return min(timed, key=lambda name: case["timings"][name]["p50_us"])
+
+
+def _time(timing: Record) -> str:
+    return f"{_us(timing['p50_us'])} ({_us(timing['p10_us'])} to {_us(timing['p90_us'])})"
+
+
+def _us(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
+
+
+def _share(case: Record, name: str) -> str:
+    share = case["timings"][name].get("share")
+    if share is None:
+        return ""
+    kind = next((kind for kind in ("int8", "int4") if kind in name), case["dtype"])
+    mark = "*" if case["floors"].get(kind, {}).get("in_cache") else ""
+    return f"{100 * share:.0f} %{mark}"
+
+
+def _every_time(run: Record, cases: Sequence[Record]) -> str:
+    rows = [
+        (
+            case["name"], run["contestants"][name]["title"], _us(timing["p10_us"]), _us(timing["p50_us"]),
+            _us(timing["p90_us"]), _share(case, name),
+            _us(case["waited_us"][name]) if name in case["waited_us"] else "",
+        )
+        for case in cases
+        for name, timing in case["timings"].items()
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    more = (
+        "Calls are queued and waited for together; the last column is a call waited for by itself.\n\n"
+        if run["device"] == "cuda"
+        else ""
+    )
+    heading = ("case", "contestant", "p10 µs", "p50 µs", "p90 µs", "share", "waited, µs")
+    table = _table(heading, rows)
+    return f"### Every time\n\n{more}<details><summary>{len(rows)} rows</summary>\n\n{table}\n</details>\n"
+
+
+def _errors(run: Record, cases: Sequence[Record]) -> str:
+    worst: dict[tuple[str, str], float] = {}
+    for case in cases:
+        for name, error in case["relative_errors"].items():
+            weights = run["contestants"][name]["weights"]
+            key = (run["contestants"][name]["title"], case["dtype"] if weights == "float" else weights)
+            worst[key] = max(worst.get(key, 0.0), error)
+    rows = [(title, kind, f"{error:.1e}") for (title, kind), error in worst.items()]
+    if not rows:
+        return ""
+    text = (
+        "The relative error of each contestant's answer against float64 on the float weights, the worst over "
+        "all cases: the sequential form for what is not fused, the parallel form for what is. What fusing "
+        "itself changes is a property of a model's weights and is not in these figures.\n\n"
+    )
+    return "### Errors\n\n" + text + _table(("contestant", "type", "worst relative error"), rows)
+
+
+def _checks(run: Record) -> str:
+    checks = run.get("checks")
+    if not checks or not checks["norms"]:
+        return ""
+    rows = []
+    for one in checks["norms"]:
+        counts = [one[name] if one[name] is not None else "" for name in ("zeros", "nan", "inf")]
+        error = "" if one["error"] is None else f"{one['error']:.1e}"
+        rows.append((one["norm"], one["dtype"], one["input"], *counts, error, one["verdict"]))
+    heading = ("norm", "type", "input", "zeros", "NaN", "Inf", "relative error", "verdict")
+    return "### Norms of large values in ONNX Runtime\n\n" + _table(heading, rows)
+
+
+def _left_out(run: Record) -> str:
+    lines: dict[str, list[str]] = {}
+    for case in run["cases"]:
+        if case["not_measured"]:
+            lines.setdefault(f"not measured: {case['not_measured']}", []).append(case["name"])
+        for what in ("declined", "failures"):
+            for name, why in case[what].items():
+                told = why if what == "declined" or why.startswith("not measured") else f"failed: {why}"
+                lines.setdefault(f"{run['contestants'][name]['title']}: {told}", []).append(case["name"])
+    known = cases_on(run["device"], large=True)
+    missing = [str(case) for case in known if str(case) not in {one["name"] for one in run["cases"]}]
+    if missing:
+        lines.setdefault("not measured: not part of this run", []).extend(missing)
+    if not lines:
+        return ""
+    text = "\n".join(f"- {why} ({', '.join(names)})" for why, names in lines.items())
+    return f"### Not measured, declined, failed\n\n{text}\n"
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
