@@ -20,7 +20,7 @@ from fxfuse.passes.chains import find_chains
 from fxfuse.passes.onnx.expand import Expanded, expand
 from fxfuse.passes.onnx.plain import Plain, plain
 from fxfuse.passes.onnx.provenance import WideGroup, read_provenance, record
-from fxfuse.passes.onnx.unfuse import Slice, objection
+from fxfuse.passes.onnx.unfuse import RECOVERED, Slice, objection
 from fxfuse.passes.onnx.view import OnnxView
 from fxfuse.passes.records import Block, Miss
 
@@ -101,11 +101,21 @@ def _recorded(source: SplitSource) -> tuple[list[Pair], list[Miss]]:
             pairs.append((block, group))
     for group in by_gate.values():
         name = span(group.blocks)
-        reason = (
-            "its weights are quantised" if name in packed else "no FFN reads its weights as the record says"
+        misses.append(
+            Miss(name, f"{_reason(group, name in packed, source)}: fuse the original model instead")
         )
-        misses.append(Miss(name, f"{reason}: fuse the original model instead"))
     return pairs, misses
+
+
+def _reason(group: WideGroup, packed: bool, source: SplitSource) -> str:
+    """Why a recorded group is not among the wide FFNs that were found."""
+    if packed:
+        return "its weights are quantised"
+    if group.recovered:
+        return RECOVERED
+    if group.blocks in [each.blocks for each in source.plain.odd]:
+        return f"its nodes are not as fxfuse wrote them in the form {group.form}"
+    return "no FFN reads its weights as the record says"
 
 
 def _first(group: WideGroup) -> str:

@@ -24,8 +24,11 @@ from fxfuse.passes.onnx.view import OnnxView
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 
-__all__ = ["Slice", "objection", "unfuse"]
+__all__ = ["RECOVERED", "Slice", "objection", "unfuse"]
 
+RECOVERED = (
+    "its weights were corrected on calibration data (--recover), so they are not its blocks' own any more"
+)
 _ROLES = ("gate", "up", "down")
 
 
@@ -43,10 +46,7 @@ class Slice:
 def objection(block: Block, group: WideGroup) -> str | None:
     """Why the wide FFN `block` is not the one that `group` records, or not to be split; None if it is."""
     if group.recovered:
-        return (
-            "its weights were corrected on calibration data (--recover), so they are not its blocks' own any "
-            "more: fuse the original model instead"
-        )
+        return f"{RECOVERED}: fuse the original model instead"
     for role in _ROLES:
         linear = getattr(block.ffn, role)
         stored, read = group.weights.get(role), linear.weight if linear is not None else None

@@ -263,4 +263,31 @@ def test_a_form_that_was_changed_is_not_split(tmp_path: Path) -> None:
     onnx.save(written, tmp_path / "f.onnx")
     done = split_onnx(tmp_path / "f.onnx", tmp_path / "s.onnx")
     assert not done.groups
-    assert "fuse the original model instead" in done.misses[0].reason
+    (miss,) = done.misses
+    assert miss.reason == (
+        "its nodes are not as fxfuse wrote them in the form two/2: fuse the original model instead"
+    )
+
+
+@pytest.mark.parametrize("text", ["two", "packed", "packed/2"])
+def test_a_corrected_group_stays_beside_one_that_is_split(text: str, tmp_path: Path) -> None:
+    """Two groups of one file in two forms; a second fusion numbers its weights on"""
+    g, x = Graph(), "x"
+    for width in (64, 70, 80, 90):
+        x = g.block(x, g.new_block(width))
+    onnx_front = OnnxFile(g.model(x), tmp_path, [{"x": example()}], tmp_path, "f.onnx", "cpu")
+    (chain,) = find_chains(onnx_front.view).chains
+    groups = [chain.blocks[:2], chain.blocks[2:]]
+    wide = widen(onnx_front.view, groups[1])
+    made = onnx_front.apply(groups, [None, wide], [Form("packed", 2), Form.parse(text)])
+    onnx.save(made.model, tmp_path / "made.onnx")
+    done = split_onnx(tmp_path / "made.onnx", tmp_path / "s.onnx")
+    assert done.groups == [tuple(block.name for block in groups[0])]
+    assert ["corrected" in miss.reason for miss in done.misses] == [True]
+    written = onnx.load(tmp_path / "s.onnx")
+    (kept,), _ = read_provenance(written)
+    assert str(kept.form) == text
+    both = onnx_front.apply([[chain.blocks[0]], [chain.blocks[1]], groups[1]])
+    np.testing.assert_allclose(
+        run(written, example())[0], run(both.model, example())[0], rtol=1e-4, atol=1e-4
+    )
