@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from fxfuse.report import Report
     from fxfuse.sessions import nodes_off_cuda, session
     from fxfuse.splitting import split_onnx
+    from fxfuse.timing.groups import time_groups
+    from fxfuse.timing.target import Target
     from fxfuse.torch_api import fuse
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "InputError",
     "Plan",
     "Report",
+    "Target",
     "VerificationError",
     "__version__",
     "analyze",
@@ -72,6 +75,7 @@ __all__ = [
     "reports",
     "session",
     "split_onnx",
+    "time_groups",
     "write_page",
 ]
 
@@ -99,6 +103,8 @@ _HOMES = {
     "remove_attention_onnx": "removal.onnx_api",
     "choose_attention": "removal.choosing",
     "nodes_off_cuda": "sessions",
+    "time_groups": "timing.groups",
+    "Target": "timing.target",
     "write_page": "page.api",
 }
 

@@ -72,6 +72,11 @@ def _add_budget(found: argparse.ArgumentParser) -> None:
         help='milliseconds that you measured, such as {"1": 0.21, "2": 0.33} by the number of blocks, '
         '"width 5632" by width, or a group\'s name',
     )  # fmt: skip
+    data.add_target(
+        found,
+        "all groups are timed at those, instead of --latency, and the fastest plan within the budget "
+        "is taken",
+    )
     budget.add_argument("--max-group", type=int, metavar="N", help="most blocks in one group")
     budget.add_argument(
         "--max-group-memory", type=data.memory, metavar="SIZE",
@@ -109,6 +114,15 @@ def _plan(options: argparse.Namespace, progress: Callable[[str], None]) -> Plan:
     from fxfuse.planning.choose import plan
 
     reading: dict[str, Any] = {}
+    latency = options.latency
+    if (wanted := data.target(options)) is not None:
+        from fxfuse.timing.groups import time_groups
+
+        if latency is not None or options.depth is not None:
+            other = "--latency" if latency is not None else "--depth"
+            raise InputError(f"--target-tokens and {other} both say what is chosen: give one of the two.")
+        source = options.model if options.model is not None and _is_file(options.model) else options.analysis
+        latency = time_groups(source, wanted, max_group=options.max_group, progress=progress)
     if options.data is not None:
         reading["data"] = data.read(options, progress=progress)
     return plan(
@@ -116,7 +130,7 @@ def _plan(options: argparse.Namespace, progress: Callable[[str], None]) -> Plan:
         max_kl=options.max_kl,
         depth=options.depth,
         min_sqnr=options.min_sqnr,
-        latency=options.latency,
+        latency=latency,
         max_group=options.max_group,
         max_group_bytes=options.max_group_memory,
         include=options.include,
@@ -128,6 +142,11 @@ def _plan(options: argparse.Namespace, progress: Callable[[str], None]) -> Plan:
         progress=progress,
         **reading,
     )
+
+
+def _is_file(model: str) -> bool:
+    """Whether the model's own graph tells what is timed; an analysis tells sizes alone."""
+    return Path(model).suffix in (".onnx", ".pt2")
 
 
 def _taken(options: argparse.Namespace) -> list[Path]:

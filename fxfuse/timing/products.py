@@ -27,7 +27,7 @@ class Products:
     def linear(self, x: str, columns: int, rows: int, bias: bool) -> str:
         """From `columns` numbers to `rows`."""
         graph = self._graph
-        if self._weights == "int8":
+        if self._weights.startswith("int8"):
             y = self._integers(x, columns, rows)
         elif self._weights.startswith("nbits"):
             y = self._nbits(x, columns, rows)

@@ -21,7 +21,8 @@ class Shape:
 
     norm: "rms" or "layer". operator: the ONNX operator that it is, "" where it is written out. packed: gate
     and up are one product in the model. weights: "float"; "int8", which ONNX Runtime's dynamic quantisation
-    writes; or "nbits BITS/BLOCK/LEVEL", MatMulNBits.
+    writes, or "int8 wide" where it comes after fusing, which leaves one down product; or "nbits
+    BITS/BLOCK/LEVEL", MatMulNBits.
     """
 
     hidden: int
@@ -49,7 +50,7 @@ class Shape:
     def nbytes(self) -> int:
         """Bytes of its weights, about."""
         size = {"float32": 4.0, "float64": 8.0, "float16": 2.0, "bfloat16": 2.0}.get(self.dtype, 4.0)
-        if self.weights == "int8":
+        if self.weights.startswith("int8"):
             size = 1.0
         elif self.weights.startswith("nbits"):
             bits, block, _ = self.nbits

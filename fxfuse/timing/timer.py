@@ -89,15 +89,15 @@ class Timer:
         shape = shape_of(view, blocks)
         if isinstance(shape, str):
             return Decision(Form(), f"{span(names)} was not timed: {shape}")
-        if self._weights is not None:
-            shape = replace(shape, weights=self._weights)
         forms = self.forms(view, blocks, shape)
+        if self._weights is not None and shape.weights == "float":
+            shape = replace(shape, weights=self._weights)
         return self.decide_shape(shape, forms, span(names))
 
     def forms(self, view: View, blocks: Sequence[Block], shape: Shape) -> list[Form]:
-        """The forms that the group can be written in; quantised weights stay as they are stacked."""
+        """The forms that are worth timing; quantised weights are stacked in no other than these."""
         if shape.weights != "float":
-            return [Form()]
+            return [Form(), Form("packed")] if shape.gated else [Form()]
         opsets = getattr(getattr(view, "model", None), "opset_import", ())
         opset = next((each.version for each in opsets if each.domain in ("", "ai.onnx")), None)
         return legal_forms(blocks, self.runtime, opset)

@@ -25,7 +25,7 @@ __all__ = ["OnnxTiming", "onnx_timing", "target_on", "torch_timing"]
 
 Progress = Callable[[str], None]
 
-STORED = {"int8": "int8", "int4": "nbits 4/32/4"}
+STORED = {"int8": "int8 wide", "int4": "nbits 4/32/4"}
 """Weights as `fxfuse.quantisation` stores them, in the words of `Shape`."""
 
 

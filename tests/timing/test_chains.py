@@ -43,7 +43,9 @@ def test_a_timed_chain_has_the_operators_that_the_writer_writes(tmp_path: Path, 
     front = OnnxFile(model, folder, [{"x": x}], tmp_path / "out", "out.onnx", "cpu")
     (chain,) = find_chains(front.view, requantize=True).chains
     assert shape_of(front.view, chain.blocks) == shape
-    forms = legal_forms(chain.blocks, "onnxruntime", 20) if shape.weights == "float" else [Form()]
+    forms = (
+        legal_forms(chain.blocks, "onnxruntime", 20) if shape.weights == "float" else [Form(), Form("packed")]
+    )
     runs = OnnxRuns("cpu", 1, False)
     for form in forms:
         fused = front.apply([chain.blocks], None, [form])

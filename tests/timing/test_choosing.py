@@ -41,10 +41,11 @@ def by_length(length: int) -> Speed:
 
 
 def test_the_form_that_is_fastest_is_written(front: OnnxFile):
-    fused, report = run(front, speeds(two_2=0.5))
+    fused, report = run(front, lambda shape, name, tokens: 0.5 if name.startswith("two/2") else 1.0)
     assert isinstance(fused.model, onnx.ModelProto)
     (group,) = report.groups
-    assert (group.form, group.timing.form) == ("two/2", "two/2")
+    assert group.form == group.timing.form
+    assert group.form.startswith("two/2")
     assert group.timing.fused_ms == {1: 500.0, 8: 500.0}
     assert sum(node.op_type == "MatMul" for node in fused.model.graph.node) == 6 + 1
     assert "1,000 -> 500 (2.00x)" in str(report)
