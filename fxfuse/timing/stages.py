@@ -17,7 +17,8 @@ from fxfuse.timing.workers import Failure, Worker
 
 __all__ = ["OnnxStage", "Stage", "TorchStage", "seats_for"]
 
-_TORCH = "fxfuse.timing.torch_runs:make"
+_TORCH = "fxfuse.timing.torch_runs:make"  # by name, since it waits for torch
+_LEAST_CALLS = 3
 _SHARE = 0.7
 """Of the memory that is left, how much contestants may take together."""
 
@@ -86,7 +87,7 @@ class _Stage(ABC):
 
     def round(self, name: str, seconds: float) -> list[float]:
         """See `Stage.round`."""
-        times: list[float] = self._workers[name].ask("round", seconds)
+        times: list[float] = self._workers[name].ask("round", seconds, _LEAST_CALLS)
         return times
 
     def leave(self, names: Sequence[str]) -> None:

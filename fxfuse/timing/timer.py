@@ -10,6 +10,7 @@ from fxfuse.naming import span
 from fxfuse.passes.forms import Form, legal_forms
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
+from fxfuse.progress import Step
 from fxfuse.report import GroupTiming
 from fxfuse.timing.cache import Cache, cache_path
 from fxfuse.timing.contest import BASELINE, Pace, Standing, run_rounds
@@ -69,6 +70,7 @@ class Timer:
         self._cache = cache if cache is not None else Cache(cache_path())
         self._pace = pace or Pace(pause=0.0 if target.threads == 1 else 0.02)
         self._progress = progress
+        self._count = 0
         self._known: dict[Shape, dict[int, Standing]] = {}
 
     def __enter__(self) -> Timer:
@@ -105,7 +107,7 @@ class Timer:
     def decide_shape(self, shape: Shape, forms: Sequence[Form], name: str) -> Decision:
         """The same for a shape; `name` stands in the reason."""
         try:
-            standings = self.standings(shape, forms, name)
+            standings = self.standings(shape, forms)
         except Failure as failure:
             return Decision(Form(), f"{name} was not timed: {failure}")
         verdict = judge(standings, [str(form) for form in forms])
@@ -117,7 +119,7 @@ class Timer:
             return Decision(Form.parse(verdict.name), "", timing)
         return Decision(None, self._reason(name, verdict, standings, len(forms)), timing)
 
-    def standings(self, shape: Shape, forms: Sequence[Form], name: str = "a chain") -> dict[int, Standing]:
+    def standings(self, shape: Shape, forms: Sequence[Form]) -> dict[int, Standing]:
         """What is known or is now measured of a shape, by token count.
 
         Raises:
@@ -126,7 +128,8 @@ class Timer:
         names = [str(form) for form in forms]
         found = self._known.get(shape) or self._recall(shape)
         if found is None or not all(_covers(found[tokens], names) for tokens in self.target.tokens):
-            self._progress(f"timing {name} in {len(forms)} form{'s' if len(forms) > 1 else ''}")
+            self._count += 1
+            self._progress(Step("timing groups", self._count, None))
             found = self._measure(shape, forms)
             self._remember(shape, found)
         self._known[shape] = found

@@ -29,6 +29,7 @@ Turns = Mapping[str, Callable[[float], "list[float]"]]
 
 _FUSED = "fused"
 _PACE = Pace(rounds=3, seconds=0.15)
+_LEAST_CALLS = 3
 _TIMES = 3
 """How often a loss is measured again before it is believed."""
 
@@ -119,4 +120,4 @@ def sample_at(
 
 
 def _turn(worker: Worker) -> Callable[[float], list[float]]:
-    return lambda seconds: list(worker.ask("round", seconds))
+    return lambda seconds: list(worker.ask("round", seconds, _LEAST_CALLS))

@@ -51,16 +51,21 @@ class Worker:
         factory: "module:function", called in the process with `arguments`; what it makes is a `Subject`.
         arguments: Anything that can be pickled.
         quiet: What the process writes to stderr is dropped.
+
+    Raises:
+        Failure: No process can be started.
     """
 
     def __init__(self, factory: str, *arguments: Any, quiet: bool = False) -> None:
-        command = [sys.executable, "-c", _START]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet else None,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if quiet else None,
+            )
+        except (OSError, TypeError) as error:
+            raise Failure(f"no process can be started ({error})") from None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests: IO[bytes] = self._process.stdin
@@ -127,8 +132,10 @@ class Worker:
         self._answers.close()
 
 
-def time_round(call: Callable[[], Any], wait: Callable[[], None], seconds: float) -> list[float]:
-    """Times of single calls in seconds, for `seconds` and at least five; a fifth of that warms up before.
+def time_round(
+    call: Callable[[], Any], wait: Callable[[], None], seconds: float, least: int = LEAST_CALLS
+) -> list[float]:
+    """Times of single calls in seconds, for `seconds` and at least `least`; a fifth of that warms up before.
 
     The warm-up brings back into the cache what the other processes pushed out.
     """
@@ -136,7 +143,7 @@ def time_round(call: Callable[[], Any], wait: Callable[[], None], seconds: float
     gc.disable()
     try:
         _repeat(call, wait, seconds / 5, 1)
-        return _repeat(call, wait, seconds, LEAST_CALLS)
+        return _repeat(call, wait, seconds, least)
     finally:
         gc.enable()
 
