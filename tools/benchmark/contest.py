@@ -331,7 +331,8 @@ class Model:
 
     def _opened_processes(self) -> set[str]:
         every = [each for case in self._cases for each in entries(case, self._settings)]
-        return {each.process for each in every if each.name in self._opened}
+        opened = {each.process for each in every if each.name in self._opened}
+        return {process for process in opened if self._crew.has(process)}
 
     def _all(self, processes: Sequence[str], request: str) -> Mapping[str, list[Any]]:
         return self._crew.ask_all({process: [(request, ())] for process in processes}, patience=60.0)

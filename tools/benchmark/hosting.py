@@ -51,6 +51,8 @@ class Host:
             from tools.benchmark.in_torch import Replay, TorchContestant
 
             if entry.mode == "replay":
+                if entry.host not in self._held:
+                    raise RuntimeError(f"{entry.host} could not be opened")
                 self._held[entry.name] = Replay(self._held[entry.host])
             else:
                 self._held[entry.name] = TorchContestant(entry, model, dtype, self._settings)
@@ -67,6 +69,8 @@ class Host:
         """Compile, check the answer, warm up: its relative error, groups, notes and the seconds it took."""
         from tools.benchmark.references import Reference
 
+        if entry.name not in self._held:
+            raise RuntimeError("the process that held it has ended")
         begin = time.perf_counter()
         reference = Reference(self._folder / f"{tokens}.npz")
         held = self._held[entry.name]

@@ -55,7 +55,9 @@ class TorchContestant:
         torch._dynamo.reset()
         if self._device == "cuda":
             with contextlib.suppress(Exception):
-                torch._inductor.cudagraph_trees.reset_cudagraph_trees()
+                from torch._inductor import cudagraph_trees
+
+                cudagraph_trees.reset_cudagraph_trees()
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()
@@ -71,7 +73,9 @@ class TorchContestant:
         if self._entry.mode == "eager":
             options["inner"] = "eager"
         elif mode is not None:
-            options["inner_options"] = dict(torch._inductor.list_mode_options(mode))
+            import torch._inductor as inductor
+
+            options["inner_options"] = dict(inductor.list_mode_options(mode))
         if self._entry.form == "chosen":
             options["target"] = {
                 "tokens": (tokens,), "device": self._device, "threads": self._settings.threads
