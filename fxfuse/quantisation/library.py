@@ -27,8 +27,8 @@ from fxfuse.runtime import load_onnxruntime
 
 __all__ = ["PART", "Quantised", "quantise"]
 
-PART = 1 << 24
-"""Elements of a weight that are quantised at a time."""
+PART = 1 << 20
+"""Elements of a weight that are quantised at a time, few enough for a cache: they are read by columns."""
 
 Array = np.ndarray[Any, Any]
 _COLUMNS = {"quantized": 1}
@@ -55,6 +55,10 @@ def quantise(node: onnx.NodeProto, weight: Array, opset: int, wish: Quantise) ->
         name: _joined([part.tensors[name] for part in parts], _COLUMNS.get(name.rpartition("_")[2], 0))
         for name in parts[0].tensors
     }
+    for made in parts[0].nodes:
+        for attribute in made.attribute:
+            if made.op_type == "MatMulNBits" and attribute.name == "N":
+                attribute.i = weight.shape[1]
     return Quantised(parts[0].nodes, tensors, parts[0].weight)
 
 
@@ -67,7 +71,14 @@ def _quantise_part(node: onnx.NodeProto, weight: Array, opset: int, wish: Quanti
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     own = node.input[1]
     packed = next(name for name in tensors if name in (f"{own}_Q4", f"{own}_quantized"))
-    return Quantised(tuple(made.graph.node), tensors, packed)
+    return Quantised(tuple(map(_copied, made.graph.node)), tensors, packed)
+
+
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node of its own, that does not keep the memory of its model."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def _alone(node: onnx.NodeProto, weight: Array, opset: int) -> onnx.ModelProto:

@@ -21,6 +21,7 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch, kind: str, part: i
     whole = quantise(NODE, WEIGHT, 20, Quantise(kind))
     monkeypatch.setattr(library, "PART", part)
     parts = quantise(NODE, WEIGHT[:, :96], 20, Quantise(kind))
+    assert parts.nodes == whole.nodes
     assert list(parts.tensors) == list(whole.tensors)
     for name, array in whole.tensors.items():
         np.testing.assert_array_equal(parts.tensors[name], array)
