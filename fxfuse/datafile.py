@@ -6,12 +6,14 @@ more in the file; what is copied goes from file to file inside the system where 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -49,6 +51,8 @@ class DataFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._copier.shutdown(cancel_futures=True)
+        if error is None and os.name == "posix":
+            Thread(target=_flush, args=(os.dup(self._file.fileno()),), daemon=True).start()
         self._file.close()
 
     def room(self, shape: Sequence[int], elem_type: int) -> np.ndarray[Any, Any]:
@@ -144,6 +148,13 @@ class DataFile:
                 return False
             raise
         return True
+
+
+def _flush(handle: int) -> None:
+    """Start on bringing a file to the disk, which whoever puts it in its place waits for."""
+    with contextlib.suppress(OSError):  # told there
+        os.fsync(handle)
+    os.close(handle)
 
 
 def _copy(tensor: onnx.TensorProto, folder: Path, target: FileIO, offset: int, length: int) -> bool:

@@ -142,8 +142,10 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
     from fxfuse.screen import show_steps
 
     with show_steps() as progress:
+        from fxfuse.frontends.arena import share_memory
         from fxfuse.onnx_api import fuse_onnx  # takes seconds, with something on the screen
 
+        share_memory()
         fuse_onnx(
             options.model,
             options.output,

@@ -17,6 +17,7 @@ from fxfuse._version import __version__
 from fxfuse.datafile import DataFile
 from fxfuse.errors import InputError, VerificationError
 from fxfuse.external import size, take_in
+from fxfuse.frontends.once import Once
 from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.frontends.onnx_runner import Runner
 from fxfuse.frontends.onnx_runs import Runs, element_type
@@ -32,10 +33,11 @@ from fxfuse.passes.onnx.extract import ModelIndex
 from fxfuse.passes.onnx.inline import walk
 from fxfuse.passes.onnx.provenance import group_of, next_number, read_provenance, record
 from fxfuse.passes.onnx.reserved import free_reserved
-from fxfuse.passes.onnx.rewrite import Writer, insert, rewrite_group
+from fxfuse.passes.onnx.rewrite import insert, rewrite_group
 from fxfuse.passes.onnx.splice import splice
 from fxfuse.passes.onnx.stacked import rewrite_quantised
 from fxfuse.passes.onnx.view import OnnxView, to_numpy, to_torch
+from fxfuse.passes.onnx.writer import Writer
 from fxfuse.passes.quantised.groups import stack
 from fxfuse.passes.quantised.objections import is_quantised
 from fxfuse.passes.records import Block, Value
@@ -95,6 +97,7 @@ class OnnxFile:
         self._runs = Runs(self.view, model, folder, samples, self._runner)
         self._outputs: list[list[np.ndarray[Any, Any]]] = []
         self._completed: tuple[Batch, Sample] | None = None
+        self._ran: tuple[FusedFile, Once] | None = None
         self._first, self._reference = first, reference
         self.notes += self._runs.notes()
 
@@ -227,6 +230,9 @@ class OnnxFile:
         """See `FrontEnd.fused_branch`."""
         block, name = fused.groups[index]
         with self._judging():
+            seen = self._once(fused).branch(index, x, sample) if self._runs.in_pieces else None
+            if seen is not None:
+                return seen
             return self._runs.part(fused.index, fused.path.parent, block, name)(x, sample)
 
     def outputs(
@@ -238,7 +244,10 @@ class OnnxFile:
         results = self._outputs
         if fused is not None:
             with self._judging():
-                results = self._runs.written(fused.model, fused.index, fused.path, names)
+                if self._runs.in_pieces:
+                    results = self._once(fused).outputs
+                else:
+                    results = self._runs.written(fused.model, fused.path, names)
         chosen = choose_output(names, first, hidden_size)
         if chosen is None:
             return None
@@ -248,6 +257,14 @@ class OnnxFile:
         if fused is None and any(bool((each.isnan() | each.isposinf()).any()) for each in values):
             raise InputError(f"The original model gives NaN or infinity at its output {names[index]!r}.")
         return names[index], logits, values
+
+    def _once(self, fused: FusedFile) -> Once:
+        """The run of a written model; the last one is kept, since every group asks for it."""
+        if self._ran is None or self._ran[0] is not fused:
+            names = [output.name for output in self.model.graph.output]
+            places = [(str(block.x), branch) for block, branch in fused.groups]
+            self._ran = fused, Once(self._runs, fused.index, fused.path.parent, names, places)
+        return self._ran[1]
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:

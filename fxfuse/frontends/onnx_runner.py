@@ -14,6 +14,7 @@ import onnx
 from fxfuse.datafile import DataFile
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.external import external_tensors, size, take_in
+from fxfuse.frontends.arena import memory_options
 from fxfuse.onnxio import read_tensor
 from fxfuse.passes.onnx.upcast import has_bfloat16, upcast
 from fxfuse.runtime import cuda_problem, load_onnxruntime, one_line
@@ -39,7 +40,8 @@ class Runner:
         self.folder = folder
         self.provider = provider
         self.scratch = scratch
-        self.upcast = has_bfloat16(model) and (provider == "cpu" or cuda_problem() is not None)
+        self._on_cpu = provider == "cpu" or cuda_problem() is not None
+        self.upcast = has_bfloat16(model) and self._on_cpu
 
     def open(
         self,
@@ -58,7 +60,7 @@ class Runner:
             InputError: ONNX Runtime cannot load it, or the provider is not there.
         """
         folder = folder or (path.parent if path is not None else self.folder)
-        options = _mapped_options() if mapped else _OPTIONS
+        options = _mapped_options(self._on_cpu) if mapped else _OPTIONS
         try:
             if self.upcast:
                 # A file that is open or mapped outlives its name.
@@ -93,13 +95,14 @@ class Runner:
             raise InputError(f"ONNX Runtime fails on the measuring inputs: {_reason(error)}.") from error
 
 
-def _mapped_options() -> dict[str, Any]:
-    """Nothing that would copy weights: no packing, no folding of constants, no memory kept between runs."""
+def _mapped_options(on_cpu: bool) -> dict[str, Any]:
+    """Nothing that would copy weights: no packing, no folding of constants; and threads that sleep soon."""
     level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
     lean = {
         "session.disable_prepacking": "1",
+        "session.intra_op.allow_spinning": "0",
         "graph_optimization_level": level,
-        "enable_cpu_mem_arena": False,
+        **memory_options(on_cpu),
     }
     return _OPTIONS | {"options": _OPTIONS["options"] | lean}
 

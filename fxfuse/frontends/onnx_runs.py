@@ -46,7 +46,7 @@ class Runs:
         self.samples = samples
         self._runner = runner
         self._index = ModelIndex(model)
-        self._in_pieces = total_bytes(model) > BOUND
+        self.in_pieces = total_bytes(model) > BOUND
         self._branches: dict[str, Branch] = {}
         self._parts: OrderedDict[tuple[frozenset[str], tuple[str, ...]], Session] = OrderedDict()
         self._computed: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -59,7 +59,7 @@ class Runs:
                 "bfloat16: ONNX Runtime's CPU provider has no kernels for it, so the figures are of a "
                 "float32 copy; the file that is written stays bfloat16"
             )
-        if self._in_pieces:
+        if self.in_pieces:
             notes.append(
                 f"the weights ({total_bytes(self.model) / 1e9:.2g} GB) were never loaded at once: both "
                 f"models ran piece by piece, {BOUND >> 20} MB of weights at a time, and each wide FFN was "
@@ -69,8 +69,8 @@ class Runs:
 
     def inside(self, own: Sequence[str], names: Sequence[str]) -> list[list[Any]]:
         """The model's outputs `own` and values from its inside, for every sample."""
-        if self._in_pieces:
-            return Pieces(self._runner, self._index, self.folder).run([*own, *names], self.samples)
+        if self.in_pieces:
+            return self.pieces(self._index, self.folder).run([*own, *names], self.samples)
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         model.graph.output.extend(
@@ -86,8 +86,8 @@ class Runs:
         feed = {
             name: to_numpy(tensor) for value, tensor in known.items() for name in self._same_stream(value)
         }
-        if self._in_pieces:
-            results = Pieces(self._runner, self._index, self.folder).run(wanted, [sample | feed])[0]
+        if self.in_pieces:
+            results = self.pieces(self._index, self.folder).run(wanted, [sample | feed])[0]
         else:
             opened = self._part(frozenset(feed), tuple(wanted))
             results = self._runner.run(opened, wanted, sample | feed)
@@ -111,12 +111,12 @@ class Runs:
         stream = root(self.view, value)
         return {str(each) for each in (value, stream, strip(self.view, stream))}
 
-    def written(
-        self, model: onnx.ModelProto, index: ModelIndex, path: Path, names: Sequence[str]
-    ) -> list[list[Any]]:
-        """The outputs `names` of the model that was written to `path`, for every sample."""
-        if self._in_pieces:
-            return Pieces(self._runner, index, path.parent).run(names, self.samples)
+    def pieces(self, index: ModelIndex, folder: Path) -> Pieces:
+        """What runs a model piece by piece; its external data lie in `folder`."""
+        return Pieces(self._runner, index, folder)
+
+    def written(self, model: onnx.ModelProto, path: Path, names: Sequence[str]) -> list[list[Any]]:
+        """The outputs `names` of the model that was written to `path`, run whole, for every sample."""
         opened = self._runner.open(model, path)
         return [self._runner.run(opened, names, sample) for sample in self.samples]
 
@@ -133,8 +133,8 @@ class Runs:
     def part(self, index: ModelIndex, folder: Path, block: Block, wanted: str) -> Branch:
         """What computes `wanted` from the block's stream."""
         names = self._same_stream(block.x)
-        if self._in_pieces:
-            pieces = Pieces(self._runner, index, folder)
+        if self.in_pieces:
+            pieces = self.pieces(index, folder)
             return lambda x, sample: to_torch(
                 pieces.run([wanted], [self.samples[sample] | dict.fromkeys(names, to_numpy(x))])[0][0]
             )
