@@ -15,64 +15,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from fxfuse.passes.elementwise import region
 from fxfuse.passes.forms import Form
+from fxfuse.passes.onnx.unit_norm import unit_norm
 from fxfuse.passes.onnx.view import OnnxView
+from fxfuse.passes.onnx.writer import Writer, cast, split
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 
-__all__ = [
-    "Writer",
-    "cast_to",
-    "copy_region",
-    "insert",
-    "numpy_dtype",
-    "put_branch",
-    "rewrite_group",
-    "split",
-    "unit_norm",
-]
-
-
-class Writer:
-    """Adds nodes and constants to a graph under one prefix, in the order they are asked for."""
-
-    def __init__(self, graph: gs.Graph, prefix: str) -> None:
-        self.graph = graph
-        self.prefix = prefix
-        self.nodes: list[gs.Node] = []
-        self.before: gs.Node | None = None
-        self.branch = ""
-        self.constants: list[gs.Constant] = []
-        self.weights: dict[str, str] = {}
-        self._taken = set(graph.tensors())
-
-    def constant(self, name: str, array: np.ndarray) -> gs.Constant:
-        """A stored tensor named under the prefix."""
-        tensor = gs.Constant(self.free(f"{self.prefix}/{name}"), array)
-        self.constants.append(tensor)
-        return tensor
-
-    def node(
-        self, op: str, inputs: Sequence[gs.Tensor], name: str, like: gs.Tensor | None = None, **attrs: object
-    ) -> gs.Variable:
-        """A node with one output, named under the prefix; `like` lends the output its type."""
-        own = self.free(f"{self.prefix}/{name}")
-        output = gs.Variable(own, dtype=like.dtype if like is not None else None)
-        domain = attrs.pop("domain", None)
-        self.nodes.append(gs.Node(op, output.name, attrs, list(inputs), [output], domain=domain))
-        return output
-
-    def free(self, name: str) -> str:
-        """`name`, numbered where a tensor has it already; taken from now on."""
-        candidate, count = name, 1
-        while candidate in self._taken:
-            candidate, count = f"{name}_{count}", count + 1
-        self._taken.add(candidate)
-        return candidate
+__all__ = ["copy_region", "insert", "put_branch", "rewrite_group"]
 
 
 def rewrite_group(
@@ -153,71 +106,10 @@ def _slice(
     return _product(writer, inner, weights, f"down{suffix}")
 
 
-def split(
-    view: OnnxView, writer: Writer, tensor: gs.Tensor, sizes: Sequence[int], names: Sequence[str]
-) -> list[gs.Variable]:
-    """Parts of a tensor's last axis."""
-    opset = next((each.version for each in view.model.opset_import if each.domain in ("", "ai.onnx")), 20)
-    outputs = [gs.Variable(writer.free(f"{writer.prefix}/{name}_part"), dtype=tensor.dtype) for name in names]
-    inputs, attrs = [tensor], {"axis": -1}
-    if opset >= 13:
-        inputs.append(writer.constant("sizes", np.asarray(sizes, np.int64)))
-    else:
-        attrs["split"] = list(sizes)  # type: ignore[assignment]
-    writer.nodes.append(gs.Node("Split", writer.free(f"{writer.prefix}/split"), attrs, inputs, outputs))
-    return outputs
-
-
-def unit_norm(view: OnnxView, writer: Writer, first: Block, operator: str = "own") -> gs.Tensor:
-    """The first block's norm without its gain, in the type of its weights; an RMSNorm as `operator`."""
-    norm = first.norm
-    if norm.kind == "rms" and operator != "own":
-        return _operator_norm(view, writer, first, operator)
-    if norm.unit is not None:
-        return cast_to(view, writer, str(norm.unit), first.dtype, "norm_cast")
-    node = view.tensors[str(norm.operator)].inputs[0]
-    kind = view.dtype(node.inputs[1].name) or first.dtype
-    ones = writer.constant("unit_gain", np.ones(first.hidden_size, numpy_dtype(kind)))
-    like = view.tensors[str(norm.operator)]
-    tensor = writer.node(node.op, [node.inputs[0], ones], "norm", like, domain=node.domain, **node.attrs)
-    known = view.dtype(norm.operator)
-    return tensor if known in (None, first.dtype) else _cast(writer, tensor, "norm_cast", first.dtype)
-
-
-def _operator_norm(view: OnnxView, writer: Writer, first: Block, operator: str) -> gs.Tensor:
-    """One operator of ONNX's own domain, which computes in float32 whatever it reads."""
-    norm = first.norm
-    stream = strip(view, norm.source)
-    source = stream if view.dtype(stream) == first.dtype else norm.source
-    kind = view.dtype(source) or first.dtype
-    gain = writer.constant("unit_gain", np.full(first.hidden_size, norm.scale, numpy_dtype(kind)))
-    x = view.tensors[str(source)]
-    tensor = writer.node(operator, [x, gain], "norm", x, axis=-1, epsilon=float(norm.eps))
-    return tensor if kind == first.dtype else _cast(writer, tensor, "norm_cast", first.dtype)
-
-
 def _as_typed(view: OnnxView, writer: Writer, branch: gs.Tensor, last: Block) -> gs.Tensor:
     """The branch in the stream's type, which an FFN of another type is cast to before its Add."""
     known = view.dtype(last.branch)
-    return branch if known in (None, last.dtype) else _cast(writer, branch, "branch_cast", str(known))
-
-
-def cast_to(view: OnnxView, writer: Writer, value: str, dtype: str, name: str) -> gs.Tensor:
-    """A value of the graph in `dtype`."""
-    tensor = view.tensors[value]
-    return tensor if view.dtype(value) in (None, dtype) else _cast(writer, tensor, name, dtype)
-
-
-def _cast(writer: Writer, tensor: gs.Tensor, name: str, dtype: str) -> gs.Tensor:
-    kind = {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
-    return writer.node("Cast", [tensor], name, to=int(getattr(onnx.TensorProto, kind)))
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The array type of an element type that is spelled as in torch."""
-    if name == "bfloat16":
-        return onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
-    return np.dtype(name)
+    return branch if known in (None, last.dtype) else cast(writer, branch, "branch_cast", str(known))
 
 
 def _linear(writer: Writer, x: gs.Tensor, weights: Mapping[str, gs.Constant], role: str) -> gs.Tensor:

@@ -14,8 +14,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from fxfuse.passes.naming import MARK
 from fxfuse.passes.onnx.copies import copy_fields
-from fxfuse.passes.onnx.rewrite import Writer
 from fxfuse.passes.onnx.view import OnnxView
+from fxfuse.passes.onnx.writer import Writer
 
 __all__ = ["splice"]
 

@@ -16,8 +16,10 @@ import onnx_graphsurgeon as gs
 import torch
 
 from fxfuse.passes.forms import Form
-from fxfuse.passes.onnx.rewrite import Writer, cast_to, copy_region, put_branch, split, unit_norm
+from fxfuse.passes.onnx.rewrite import copy_region, put_branch
+from fxfuse.passes.onnx.unit_norm import unit_norm
 from fxfuse.passes.onnx.view import OnnxView, to_numpy
+from fxfuse.passes.onnx.writer import Writer, cast_to, split
 from fxfuse.passes.quantised.formulas import pack
 from fxfuse.passes.quantised.groups import Product, QuantisedGroup
 from fxfuse.passes.quantised.storage import Storage

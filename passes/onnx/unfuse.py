@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from fxfuse.passes.onnx.provenance import WideGroup
-from fxfuse.passes.onnx.rewrite import Writer, numpy_dtype
 from fxfuse.passes.onnx.view import OnnxView
+from fxfuse.passes.onnx.writer import Writer, numpy_dtype
 from fxfuse.passes.records import Block, Value
 from fxfuse.passes.view import root, strip
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
-from fxfuse.passes.onnx.rewrite import Writer
 from fxfuse.passes.onnx.upcast import upcast
+from fxfuse.passes.onnx.writer import Writer
 from tests.passes.onnx_graphs import HIDDEN, Block, Graph, example, find, fuse, lengths, reasons, run, view_of
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxfuse.passes import weights
+from fxfuse.passes import filling
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.fx.view import Attribute
 from fxfuse.passes.records import Step
@@ -156,7 +156,7 @@ def test_folding_rounds_once() -> None:
 def test_slices_give_the_same(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     stack = Stack([Spec(layer_scale=True), Spec(width=5)])
     whole = wide_of(stack)
-    monkeypatch.setattr(weights, "_SLICE", piece)
+    monkeypatch.setattr(filling, "_SLICE", piece)
     for name, tensor in wide_of(stack).tensors().items():
         assert torch.equal(tensor, getattr(whole, name))
 
@@ -196,7 +196,7 @@ def test_divisors_and_orders_of_steps() -> None:
     (block,) = find(view).singles
     (scale,) = (step.operand for step in block.ffn.down.steps)
     steps = (Step("add", 2.0), Step("div", scale), Step("mul", 3.0), Step("add", 1.0))
-    factor, offset = weights.affine(view, steps, HIDDEN, torch.device("cpu"))
+    factor, offset = filling.affine(view, steps, HIDDEN, torch.device("cpu"))
     v = view.stored(scale).double()
     torch.testing.assert_close(factor, 3.0 / v)
     torch.testing.assert_close(offset, 6.0 / v + 1.0)
