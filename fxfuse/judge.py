@@ -11,7 +11,7 @@ import torch
 
 from fxfuse.budget import Budget
 from fxfuse.errors import InputError, VerificationError
-from fxfuse.frontends.protocol import FrontEnd, Fused, Sample
+from fxfuse.frontends.protocol import FrontEnd, Fused
 from fxfuse.meaning import Meaning
 from fxfuse.naming import span
 from fxfuse.numerics import EndToEnd, GroupError, end_to_end, group_error, is_finite, relative_error
@@ -21,11 +21,15 @@ from fxfuse.passes.weights import Wide
 from fxfuse.planning.greedy import Group
 from fxfuse.recovery.records import Recovered
 from fxfuse.report import GroupReport
+from fxfuse.sums import Sums
 
 __all__ = ["Judge", "compare_outputs"]
 
 _TOKENS = 256
-"""Tokens on which the rewrite error is measured."""
+"""Tokens on which the rewrite error is measured, where products are small enough; fewer of wide ones."""
+_LEAST_TOKENS = 32
+_WORK = 1 << 33
+"""Products of two numbers that one float64 reference may take."""
 _COARSEST = 0.5
 """The greatest error that rounding to 8 bits may make; above it nothing of the signal is left to judge by."""
 
@@ -35,6 +39,7 @@ class Judge(Generic[Fused]):
 
     def __init__(self, front: FrontEnd[Fused], blocks: Sequence[Block]) -> None:
         self.front = front
+        self._sums = Sums(front.branch)
         self.hidden_size = blocks[0].hidden_size
         self.states = front.states([value for block in blocks for value in (block.x, block.out)])
         for block in blocks:
@@ -57,7 +62,7 @@ class Judge(Generic[Fused]):
         fused = []
         for sample, state in enumerate(self.states):
             x = state[first.x]
-            fused.append(x.double() + self._parallel(blocks, x, sample))
+            fused.append(x.double() + self._sums.of(blocks, x, sample))
         return group_error([s[first.x] for s in self.states], [s[last.out] for s in self.states], fused)
 
     def verify_all(
@@ -91,11 +96,11 @@ class Judge(Generic[Fused]):
         finite = True
         for sample, state in enumerate(self.states):
             x = state[first.x]
-            rows = _some_rows(x)
+            rows = _some_rows(x, _TOKENS if meaning.rounds else _tokens(group.blocks))
             whole = self.front.fused_branch(fused, index, x, sample)
             finite = finite and is_finite([whole])
             wide.append(rows(whole))
-            plain.append(rows(self._parallel(group.blocks, x, sample)))
+            plain.append(rows(self._sums.of(group.blocks, x, sample)))
             exact.append(meaning.written(rows(x), torch.float64))
             typed.append(meaning.computed(x, rows, dtype))
             changed = meaning.requantised or meaning.recovered
@@ -113,13 +118,6 @@ class Judge(Generic[Fused]):
             group.names, sum(block.intermediate_size for block in group.blocks), error,
             loss.sqnr_db, loss.cosine, loss.relative_error, rounding, meaning.done, meaning.requantised,
         )  # fmt: skip
-
-    def _parallel(self, blocks: Sequence[Block], x: torch.Tensor, sample: Sample) -> torch.Tensor:
-        """The sum of the blocks' own branches on the same stream, each computed by the runtime."""
-        total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-        for block in blocks:
-            total += self.front.branch(block, x, sample).double()
-        return total
 
     def written_loss(
         self, fused: Fused, index: int, group: Group, starts: Sequence[torch.Tensor] | None = None
@@ -235,8 +233,14 @@ def _resolution(dtype: str, value: torch.Tensor) -> float:
     return 2.0**-10 if tf32 else torch.finfo(getattr(torch, dtype)).eps
 
 
-def _some_rows(x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A choice of at most `_TOKENS` tokens of [..., hidden], spread evenly: float64 is slow."""
+def _tokens(blocks: Sequence[Block]) -> int:
+    """How many tokens are enough for these blocks: the wider they are, the more one token says."""
+    weights = sum(3 * block.hidden_size * block.intermediate_size for block in blocks)
+    return max(_LEAST_TOKENS, min(_TOKENS, _WORK // weights))
+
+
+def _some_rows(x: torch.Tensor, most: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A choice of at most `most` tokens of [..., hidden], spread evenly: float64 is slow."""
     count = x.numel() // x.shape[-1]
-    index = torch.linspace(0, count - 1, min(count, _TOKENS), device=x.device).round().long()
+    index = torch.linspace(0, count - 1, min(count, most), device=x.device).round().long()
     return lambda value: value.reshape(-1, value.shape[-1])[index]

@@ -35,7 +35,7 @@ def compute(
     writes = writes or Writes(module)
     written = writes.by_storage()
     needed = _needed(module, wanted, known, writes)
-    interpreter = fx.Interpreter(module)
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)  # done below
     interpreter.env = dict(known)
     kept = {node: known[node] for node in wanted if node in known}
     passing = _written_later(wanted, writes) if written else set()
