@@ -78,8 +78,8 @@ def fuse_onnx(
         quantize: "int8" or "int4": store the weights of MatMul products so after fusing. The budget then
             holds for what is written: a group that falls under min_sqnr keeps its products float, and
             nothing is written where max_kl is exceeded.
-        quantize_exclude: A regular expression, searched for in the names of products and of their weights;
-            what matches stays float.
+        quantize_exclude: A regular expression, searched for in the layer paths and names of products and
+            weights; what matches stays float.
         target: What the result has to be fast on: token counts such as 1 or (1, 8, 32), or a `Target` with
             device and threads. Groups are then timed there in every form, those that do not pay stay
             sequential, and a result that is slower than the model at one of the counts is not written.

@@ -81,7 +81,9 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         help="store the weights of matrix products so; a group that would fall under --min-sqnr stays float",
     )  # fmt: skip
     smaller.add_argument(
-        "--quantize-exclude", metavar="RE", help="leave products float whose name or weight's name matches"
+        "--quantize-exclude",
+        metavar="RE",
+        help="leave products float whose layer path, name or weight's name matches",
     )
     data.add_target(
         found, "groups are timed at those on --provider, and fused, in the fastest form, where that pays"

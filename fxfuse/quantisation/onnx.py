@@ -29,7 +29,7 @@ from fxfuse.passes.onnx.provenance import KEY
 from fxfuse.passes.records import Miss
 from fxfuse.quantisation.library import Quantised, quantise
 from fxfuse.quantisation.options import Quantise
-from fxfuse.quantisation.products import Stored, objection
+from fxfuse.quantisation.products import Stored, name_of, objection
 
 __all__ = ["Written", "quantize_file", "write_quantised"]
 
@@ -65,7 +65,8 @@ def quantize_file(
         kind: "int8" (quantize_dynamic, one scale for each output) or "int4" (MatMulNBits, symmetric).
         block_size: How many int4 weights share a scale.
         accuracy_level: Of int4 products; at 4 ONNX Runtime rounds their inputs to 8 bits.
-        exclude: A regular expression, searched for in the names of products and weights, which stay float.
+        exclude: A regular expression, searched for in the layer paths and names of products and weights;
+            what matches stays float.
         force: Overwrite the output, or the input.
 
     Raises:
@@ -156,10 +157,10 @@ class _Writer:
         if quantised is None:
             if reason != "":
                 taken = "its packed weight would take a name that the model uses"
-                self.left.append(Miss(_name(node), reason or taken))
+                self.left.append(Miss(name_of(node), reason or taken))
             return [node]
         self._readers[node.input[1]] -= 1
-        self.done.append(_name(node))
+        self.done.append(name_of(node))
         return [each for each in quantised.nodes if self._is_new(each)]
 
     def _with_bodies(self, node: onnx.NodeProto, stored: Stored) -> onnx.NodeProto:
@@ -197,10 +198,6 @@ class _Writer:
         known = outputs in self._emitted
         self._emitted.add(outputs)
         return not known
-
-
-def _name(node: onnx.NodeProto) -> str:
-    return str(node.name or node.output[0])
 
 
 def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 
 import onnx
 
+from fxfuse.passes.onnx.names import scope_of
 from fxfuse.quantisation.options import Quantise
 
-__all__ = ["OVER_BUDGET", "Stored", "objection"]
+__all__ = ["OVER_BUDGET", "Stored", "name_of", "objection"]
 
 OVER_BUDGET = "its group would be over the budget"
 
@@ -37,7 +38,7 @@ def objection(
     weight = stored.get(node.input[1])
     if weight is None or weight.data_type not in _NAMES:
         return ""
-    if (reason := wish.leaves_out(node.name, weight.name)) is not None:
+    if (reason := wish.leaves_out(name_of(node), node.name, node.output[0], weight.name)) is not None:
         return reason
     if node.op_type == "Gemm":
         return "it is a Gemm, and ONNX Runtime's quantiser takes MatMul alone"
@@ -51,3 +52,8 @@ def objection(
     if inside and wish.kind == "int8":
         return "it is inside of an If, Loop or Scan node, where ONNX Runtime quantises no product to int8"
     return None
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    """What a product is called: its layer path where the file tells it, else the node's or output's name."""
+    return scope_of(node, *node.input[1:2]) or str(node.name or node.output[0])

@@ -188,14 +188,15 @@ class QuantisedGraph:
         """The node of a stored tensor that a weight is, or is a slice of, and what the weight holds."""
         if weight.op == "get_attr":
             return weight, operator.attrgetter(str(weight.target))(self._fused.module)
+        cut: Any = weight.target
         source = weight.args[0] if weight.args and not weight.kwargs else None
-        if weight.target not in _SLICES or not isinstance(source, fx.Node):
+        if cut not in _SLICES or not isinstance(source, fx.Node):
             return weight, weights.get(weight)
         stored, tensor = self._stored(source, weights)
         if not isinstance(tensor, torch.Tensor) or any(isinstance(each, fx.Node) for each in weight.args[1:]):
             return stored, None
         with torch.no_grad():
-            return stored, weight.target(tensor, *weight.args[1:])  # type: ignore[operator]
+            return stored, cut(tensor, *weight.args[1:])
 
     def _store(self, index: int, product: _Product) -> tuple[fx.Node, fx.Node]:
         """The nodes of the int8 weight and of its scales."""

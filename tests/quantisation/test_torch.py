@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxfuse
+from fxfuse import cli
 from fxfuse.errors import InputError
 from fxfuse.frontends.exported import ExportedGraph
 from fxfuse.frontends.programs import load_program, save_program
@@ -167,6 +169,31 @@ def test_every_form(kind: str, form: str) -> None:
             name for name, each in whole.state_dict.items() if each.dim() == 2 and each.is_floating_point()
         ]
         assert matrices == ["embed.weight"]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, data = tmp_path / "m.pt2", tmp_path / "ids.npy"
+    save_program(torch.export.export(Tiny(), (IDS,)), path)
+    np.save(data, np.tile(IDS.numpy(), (12, 1)))
+    words = ["fuse", str(path), "--data", str(data)]
+    assert cli.main([*words, "--quantize", "int8", "--quantize-exclude", "head"]) == 0
+    assert "3 products as int8" in capsys.readouterr().out
+    stored = load_program(tmp_path / "m.fused.pt2").state_dict.values()
+    assert sum(tensor.dtype == torch.int8 for tensor in stored) == 3
+    assert cli.main([*words, "--force", "--quantize", "int4"]) == 2
+    assert "quantised to int8 alone" in capsys.readouterr().err
+
+
+def test_exported_to_onnx(tmp_path: Path) -> None:
+    out = tmp_path / "q.onnx"
+    report = fxfuse.export_onnx(Tiny(), (IDS,), out, quantize="int4", quantize_exclude="head", provider="cpu")
+    assert report.quantisation is not None
+    assert report.quantisation.products == 3
+    (logits,) = fxfuse.session(out, "cpu").run(None, {"ids": IDS.numpy()})
+    with torch.no_grad():
+        original = Tiny()(IDS)
+    assert float((torch.from_numpy(logits) - original).norm() / original.norm()) < 0.05
+    assert report.output == str(out)
 
 
 def test_torchao_missing(monkeypatch: pytest.MonkeyPatch) -> None:
