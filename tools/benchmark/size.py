@@ -16,7 +16,7 @@ from typing import Any
 
 from tools.benchmark.synthetic import Shape, write_decoder
 
-__all__ = ["SizeResult", "measure_size"]
+__all__ = ["SizeResult", "held_by", "measure_size"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _JUDGING = ("running the model on the measuring inputs", "measuring groups", "verifying")
@@ -127,7 +127,7 @@ def _watch(process: subprocess.Popen[Any]) -> int:
     """The most memory that time's child and its children held, files apart, until it ends."""
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(_held, _children(process.pid))))
+        peak = max(peak, sum(map(held_by, _children(process.pid))))
         time.sleep(0.02)
     return peak
 
@@ -140,7 +140,7 @@ def _children(pid: int) -> list[int]:
     return [*found, *(below for each in found for below in _children(each))]
 
 
-def _held(pid: int) -> int:
+def held_by(pid: int) -> int:
     """RssAnon and RssShmem of a process, in bytes."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
