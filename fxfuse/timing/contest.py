@@ -49,6 +49,10 @@ class Standing:
         found = self.ratios.get(name)
         return median(found) if found and name not in self.failures else 0.0
 
+    def is_hopeless(self, name: str, share: float) -> bool:
+        """Whether it never came near `share` of the baseline's speed, so that it pays nowhere."""
+        return name in self.ratios and max(self.ratios[name]) < share
+
     def seconds(self, name: str = BASELINE) -> float:
         """The time of one call."""
         base = median(self.base)

@@ -63,7 +63,7 @@ def time_groups(
     chains, own_runtime = _read(source)
     if timer is not None:
         return _times(chains, timer, max_group, progress)
-    with Timer(found, runtime or own_runtime) as made:
+    with Timer(found, runtime or own_runtime, thorough=True) as made:
         return _times(chains, made, max_group, progress)
 
 

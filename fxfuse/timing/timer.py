@@ -49,6 +49,7 @@ class Timer:
         runtime: "onnxruntime", or the name of a backend of torch.compile.
         options: Those of torch.compile, for such a backend.
         weights: How weights will be stored at the end, as in `Shape`; None as they are.
+        thorough: Time every form at every token count, also one that cannot pay any more.
         stage, cache, pace, progress: Where contestants run, what is known, how long is measured, who is told.
     """
 
@@ -59,13 +60,14 @@ class Timer:
         *,
         options: Mapping[str, Any] | None = None,
         weights: str | None = None,
+        thorough: bool = False,
         stage: Stage | None = None,
         cache: Cache | None = None,
         pace: Pace | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.target, self.runtime = target, runtime
-        self._options, self._weights = dict(options or {}), weights
+        self._options, self._weights, self._thorough = dict(options or {}), weights, thorough
         self._stage = stage
         self._cache = cache if cache is not None else Cache(cache_path())
         self._pace = pace or Pace(pause=0.0 if target.threads == 1 else 0.02)
@@ -127,7 +129,7 @@ class Timer:
         """
         names = [str(form) for form in forms]
         found = self._known.get(shape) or self._recall(shape)
-        if found is None or not all(_covers(found[tokens], names) for tokens in self.target.tokens):
+        if not all(self._is_known(found, name) for name in names):
             self._count += 1
             self._progress(Step("timing groups", self._count, None))
             found = self._measure(shape, forms)
@@ -167,11 +169,13 @@ class Timer:
         broken = stage.open(chains, shape)
         for standing in standings.values():
             standing.failures.update(broken)
-        opened = [name for name in chains if name not in broken]
+        opened = racing = [name for name in chains if name not in broken]
         for tokens, standing in standings.items():
-            alive = self._prepare(stage, shape, tokens, opened, standings)
-            opened = alive
-            run_rounds(self._turns(stage, alive), standing, self._pace, alive)
+            racing = self._prepare(stage, shape, tokens, racing, standings)
+            run_rounds(self._turns(stage, racing), standing, self._pace, racing)
+            racing = [name for name in racing if not self._is_hopeless(standing, name)]
+            if not racing:
+                break
         return opened
 
     def _prepare(
@@ -211,7 +215,19 @@ class Timer:
                 alive = self._prepare(stage, shape, tokens, [name], standings)
                 run_rounds(self._turns(stage, alive), standing, self._pace, alive, self._pace.rounds)
 
+    def _is_hopeless(self, standing: Standing, name: str) -> bool:
+        return not self._thorough and standing.is_hopeless(name, self._pace.behind)
+
+    def _is_known(self, standings: Mapping[int, Standing], name: str) -> bool:
+        """Whether nothing is left to be timed of a form."""
+        found = [standings[tokens] for tokens in self.target.tokens if tokens in standings]
+        if any(name in each.failures or self._is_hopeless(each, name) for each in found):
+            return True
+        return len(found) == len(self.target.tokens) and all(name in each.ratios for each in found)
+
     def _is_open(self, verdict: Verdict, standings: Mapping[int, Standing]) -> bool:
+        if len(verdict.ratios) < len(standings):
+            return False
         least = min(len(each.ratios.get(verdict.name, ())) for each in standings.values())
         return least < self._pace.rounds or (verdict.in_doubt and least < _TIMES_IN_DOUBT * self._pace.rounds)
 
@@ -250,14 +266,10 @@ class Timer:
         ]
         return " | ".join(parts)
 
-    def _recall(self, shape: Shape) -> dict[int, Standing] | None:
-        found = {}
-        for tokens in self.target.tokens:
-            standing = _read(self._cache.get(self._key(shape, tokens)))
-            if standing is None:
-                return None
-            found[tokens] = standing
-        return found
+    def _recall(self, shape: Shape) -> dict[int, Standing]:
+        keys = {tokens: self._key(shape, tokens) for tokens in self.target.tokens}
+        read = {tokens: _read(self._cache.get(key)) for tokens, key in keys.items()}
+        return {tokens: standing for tokens, standing in read.items() if standing is not None}
 
     def _remember(self, shape: Shape, standings: Mapping[int, Standing]) -> None:
         failures = [each for standing in standings.values() for each in standing.failures.values()]
@@ -274,13 +286,10 @@ class Timer:
             self._cache.put(self._key(shape, tokens), figures)
 
 
-def _covers(standing: Standing, names: Sequence[str]) -> bool:
-    return all(name in standing.ratios or name in standing.failures for name in names)
-
-
 def _timing(verdict: Verdict, standings: Mapping[int, Standing]) -> GroupTiming:
-    plain = {tokens: 1e3 * standing.seconds() for tokens, standing in standings.items()}
-    fused = {tokens: 1e3 * standing.seconds(verdict.name) for tokens, standing in standings.items()}
+    known = {tokens: standings[tokens] for tokens in verdict.ratios}
+    plain = {tokens: 1e3 * standing.seconds() for tokens, standing in known.items()}
+    fused = {tokens: 1e3 * standing.seconds(verdict.name) for tokens, standing in known.items()}
     return GroupTiming(verdict.name, plain, fused)
 
 

@@ -43,6 +43,8 @@ class TorchRuns:
         self._run: Any = None
         self._x: Any = None
         torch._dynamo.config.recompile_limit = 64
+        if inner == "inductor":  # contestants compile side by side, so that each needs no pool of its own
+            torch._inductor.config.compile_threads = 1
 
     def open(self, shape: Shape, form: Form | None) -> None:
         """Make a chain, after the last one is gone."""

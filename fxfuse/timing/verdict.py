@@ -47,11 +47,20 @@ class Verdict:
 
 
 def judge(standings: Mapping[int, Standing], names: Sequence[str]) -> Verdict | None:
-    """The best of `names`: of those never behind the one that gains most, else the one least behind."""
-    found = [
-        Verdict(name, {tokens: each.ratio(name) for tokens, each in standings.items()}) for name in names
-    ]
-    running = [each for each in found if min(each.ratios.values()) > 0]
+    """The best of `names`: of those never behind the one that gains most, else the one least behind.
+
+    One that was given up at a token count has ratios for that one and those before.
+    """
+    found = [Verdict(name, _ratios(standings, name)) for name in names]
+    running = [each for each in found if each.ratios and min(each.ratios.values()) > 0]
     if not running:
         return None
     return max(running, key=lambda each: (each.pays, min(each.ratios[each.worst], LEAST), each.mean))
+
+
+def _ratios(standings: Mapping[int, Standing], name: str) -> dict[int, float]:
+    return {
+        tokens: each.ratio(name)
+        for tokens, each in standings.items()
+        if name in each.ratios or name in each.failures
+    }

@@ -75,7 +75,7 @@ def test_what_cannot_be_timed_is_an_input_error():
 def test_the_command_line_plans_for_a_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(groups, "Timer", lambda target, runtime: made(target.tokens))
+    monkeypatch.setattr(groups, "Timer", lambda target, runtime, thorough: made(target.tokens))
     path = tmp_path / "a.json"
     path.write_text(analysis(3).to_json())
     assert cli.main(["plan", str(path), "--no-budget", "--target-tokens", "1,8"]) == 0

@@ -99,3 +99,25 @@ def test_what_a_time_depends_on_is_part_of_its_key(tmp_path: Path, other: dict[s
     stage = FakeStage(speeds(two_4=0.5))
     timer(stage, cache, **{"tokens": (1,), **other}).decide_shape(SHAPE, FORMS, "a")
     assert stage.turns
+
+
+def test_a_form_that_cannot_pay_any_more_is_given_up(tmp_path: Path):
+    stage, cache = FakeStage(speeds(two=1.5, packed=0.9, two_4=2.0)), Cache(tmp_path / "timings.json")
+    assert timer(stage, cache).decide_shape(SHAPE, FORMS, "a").form == Form("packed")
+    assert {name for name, tokens in stage.turns if tokens == 8} == {BASELINE, "packed"}
+    again = FakeStage(speeds())
+    assert timer(again, cache).decide_shape(SHAPE, FORMS, "a").form == Form("packed")
+    assert not again.turns
+    timer(again, cache, thorough=True).decide_shape(SHAPE, FORMS, "a")
+    assert {name for name, tokens in again.turns if tokens == 8} == {BASELINE, "two", "packed", "two/4"}
+
+
+def test_where_all_are_given_up_the_figures_are_the_reason(tmp_path: Path):
+    stage, cache = FakeStage(speeds(two=1.5, packed=1.6, two_4=2.0)), Cache(tmp_path / "timings.json")
+    for _ in range(2):
+        decision = timer(stage, cache).decide_shape(SHAPE, FORMS, "a")
+        assert decision.form is None
+        assert (
+            "takes 1,500 ms at 1 token on cpu, sequential 1,000 ms (best of 3 forms: two)" in decision.reason
+        )
+    assert all(tokens == 1 for _, tokens in stage.turns)
