@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from fxfuse.passes.elementwise import region
 from fxfuse.passes.forms import Form
 from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, name_of
+from fxfuse.passes.fx.unit_norm import cast, is_aten, node_of, unit_norm
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.fx.writes import has_effect
 from fxfuse.passes.naming import MARK
@@ -39,15 +40,15 @@ def rewrite_group(
     form: Form = Form(),  # noqa: B008
 ) -> fx.Node:
     """Replace `blocks` by one wide FFN over `weights` (nodes, by role as `form` stores them); returns xn."""
-    first, out = blocks[0], _node(blocks[-1].out)
-    x, graph = _node(first.x), view.module.graph
+    first, out = blocks[0], node_of(blocks[-1].out)
+    x, graph = node_of(first.x), view.module.graph
     before = out.prev
     with graph.inserting_before(out):
         branch = _as_typed(view, wide_branch(view, blocks, weights, form), first, out)
     for block in blocks[1:]:
         _redirect_shapes(view, block, x)
     for block in blocks:
-        _make_plain(_node(block.out))
+        _make_plain(node_of(block.out))
     out.args, out.kwargs = (x, branch), {}
     _mark(before.next, out, blocks)
     return out
@@ -61,7 +62,7 @@ def wide_branch(
 ) -> fx.Node:
     """The wide FFN on the unit-gain norm of the first block's x, written at the current insertion point."""
     first, width = blocks[0], sum(block.intermediate_size for block in blocks)
-    hidden = _unit_norm(view, first)
+    hidden = unit_norm(view, first)
     spans = form.spans(width)
     cut = _Cut(view, first, weights, len(spans) > 1)
     total = _slice(cut, hidden, *spans[0], bias=weights.get("down_bias"))
@@ -82,7 +83,7 @@ def _slice(cut: _Cut, hidden: fx.Node, start: int, stop: int, bias: fx.Node | No
         known[activation.gate] = cut.product(hidden, "gate", start, stop)
         if activation.up is not None:
             known[activation.up] = cut.product(hidden, "up", start, stop)
-    inner = _copy_region(cut.view, _node(activation.output), known)
+    inner = _copy_region(cut.view, node_of(activation.output), known)
     down = cut.weights["down"]
     return cut.linear(inner, cut.part(down, 1, start, stop) if cut.sliced else down, bias)
 
@@ -98,11 +99,11 @@ class _Cut:
 
     def call(self, plain: Any, aten: Any, *args: Any) -> fx.Node:
         """A call of one of two spellings of an operator."""
-        return self.view.module.graph.call_function(aten if _is_aten(self.view, self.first) else plain, args)
+        return self.view.module.graph.call_function(aten if is_aten(self.view, self.first) else plain, args)
 
     def part(self, node: fx.Node, dim: int, start: int, stop: int) -> fx.Node:
         """A view of `node` from `start` to `stop`."""
-        if _is_aten(self.view, self.first):
+        if is_aten(self.view, self.first):
             return self.view.module.graph.call_function(torch.ops.aten.slice.Tensor, (node, dim, start, stop))
         return self.view.module.graph.call_function(torch.narrow, (node, dim, start, stop - start))
 
@@ -141,15 +142,6 @@ def _mark(node: fx.Node, stop: fx.Node, blocks: Sequence[Block]) -> None:
         node = node.next
 
 
-def _node(value: object) -> fx.Node:
-    assert isinstance(value, fx.Node)
-    return value
-
-
-def _is_aten(view: FxView, first: Block) -> bool:
-    return isinstance(_node(first.out).target, torch._ops.OpOverload)
-
-
 def _make_plain(out: fx.Node) -> None:
     """Turn an add of any spelling into one that writes over nothing, since x0 is read again."""
     aten = isinstance(out.target, torch._ops.OpOverload)
@@ -161,49 +153,7 @@ def _as_typed(view: FxView, branch: fx.Node, first: Block, out: fx.Node) -> fx.N
     wanted = view.dtype(out)
     if wanted is None or wanted in (first.dtype, view.dtype(first.x)):
         return branch
-    return _cast(view, branch, first, wanted)
-
-
-def _cast(view: FxView, node: fx.Node, first: Block, dtype: str) -> fx.Node:
-    wanted = getattr(torch, dtype)
-    if _is_aten(view, first):
-        return view.module.graph.call_function(torch.ops.aten.to.dtype, (node, wanted))
-    return view.module.graph.call_method("to", (node, wanted))
-
-
-def _unit_norm(view: FxView, first: Block) -> fx.Node:
-    norm = first.norm
-    node = _node(norm.unit) if norm.unit is not None else _without_gain(view, _node(norm.operator))
-    known = view.dtype(norm.unit if norm.unit is not None else norm.operator)
-    # Where types are not told, a norm may have been computed in float32.
-    return node if (known or "float32") == first.dtype else _cast(view, node, first, first.dtype)
-
-
-def _without_gain(view: FxView, node: fx.Node) -> fx.Node:
-    """A copy of a norm operator whose gain and bias are left out."""
-    graph = view.module.graph
-    if node.op == "call_module":
-        return _functional_norm(graph, node, view.module.get_submodule(str(node.target)))
-    if name_of(node) == "getitem":
-        whole = _without_gain(view, _node(node.args[0]))
-        return graph.call_function(node.target, (whole, 0))  # type: ignore[arg-type]
-    args, kwargs = list(node.args), dict(node.kwargs)
-    for name, index in (("weight", 2), ("bias", 3)):
-        if name == "bias" and "rms_norm" in name_of(node):
-            continue
-        if len(args) > index:
-            args[index] = None
-        elif name in kwargs:
-            kwargs[name] = None
-    return graph.create_node(node.op, node.target, tuple(args), kwargs)
-
-
-def _functional_norm(graph: fx.Graph, node: fx.Node, module: torch.nn.Module) -> fx.Node:
-    assert isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm))
-    x, shape = node.args[0], list(module.normalized_shape)
-    if isinstance(module, torch.nn.LayerNorm):
-        return graph.call_function(F.layer_norm, (x, shape, None, None, module.eps))
-    return graph.call_function(F.rms_norm, (x, shape, None, module.eps))
+    return cast(view, branch, first, wanted)
 
 
 def _copy_region(view: FxView, output: fx.Node, known: dict[Value, fx.Node]) -> fx.Node:
@@ -211,7 +161,7 @@ def _copy_region(view: FxView, output: fx.Node, known: dict[Value, fx.Node]) -> 
     inside = region(view, output, lambda value: value in known)
     hidden = {leaf for leaf in inside.leaves if isinstance(leaf, Op)}
     passed = {each for node in inside.interior if (op := view.op(node)) for each in op.via}
-    for node in sorted((_node(each) for each in inside.interior - passed), key=view.index):
+    for node in sorted((node_of(each) for each in inside.interior - passed), key=view.index):
         op = view.op(node)
         if op is not None and op.kind == "pass":
             known[node] = known[op.inputs[0]]
