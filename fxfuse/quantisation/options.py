@@ -19,8 +19,8 @@ class Quantise:
 
     kind: "int8", one scale for each output and inputs rounded to 8 bits in every call; "int4", one scale
     for every `block_size` weights, symmetric. exclude: a regular expression, searched for in the layer
-    paths and names of products and of their weights; what matches stays float. accuracy_level: of int4 products in ONNX
-    Runtime; at 4 their inputs are rounded to 8 bits, at 0 they are not.
+    paths and names of products and of their weights; what matches stays float. accuracy_level: of int4
+    products in ONNX Runtime; at 4 their inputs are rounded to 8 bits, at 0 they are not.
     """
 
     kind: str
