@@ -125,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         "--cases", type=_pattern, default="", metavar="REGEX", help="only cases such as chain-256/32"
     )
     parser.add_argument(
+        "--contestants", type=_pattern, default="", metavar="REGEX",
+        help="only contestants such as onnx-fused",
+    )  # fmt: skip
+    parser.add_argument(
         "--quick", action="store_true", help="two cases, two short rounds: to see that it works"
     )
     parser.add_argument("--large", action="store_true", help="on a CPU, the 1B-shaped decoder as well")
@@ -159,6 +163,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         patience=120.0 if on_cuda else 900.0,
         writing=100.0 if on_cuda else 1800.0,
         verbose=options.verbose,
+        only=options.contestants,
         chosen=(not on_cuda and not options.quick) if options.chosen is None else options.chosen,
     )
 
@@ -175,7 +180,7 @@ def _cases(options: argparse.Namespace) -> Sequence[Case]:
 
 def _folder(options: argparse.Namespace) -> Path:
     """Only a full run replaces the figures that are kept."""
-    partial = options.quick or options.cases
+    partial = options.quick or options.cases or options.contestants
     return options.output or Path("out/benchmarks" if partial else "benchmarks")
 
 

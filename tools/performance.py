@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = []
     for path in sorted(options.source.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("cases"):
+        if isinstance(found, dict) and found.get("schema") == SCHEMA and "ceilings" in found:
             runs.append(found)
     if not runs:
         print(f"There is no run of tools/bench.py in {options.source}: run it first.")

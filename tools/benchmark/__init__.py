@@ -1,8 +1,13 @@
 """The parts of tools/bench.py.
 
-cases, machine, figures       plain facts, no torch
-subjects ─┬─> files           in a process of its own: ONNX files and float64 references
-          └─> contestants ──> workers     one process each: build, check, time
-contest                       takes the workers in turn
-results                       JSON and table
+cases, entries, machine       what is timed, who takes part, on what; no torch
+subjects, references          the models, and float64 answers
+files                         a process that writes ONNX files: plain, by other optimisers, fused, quantised
+hosting ─┬─> in_torch         a process that holds a contestant: build, check, time
+         └─> in_onnxruntime
+ceilings, norm_checks         processes that measure the machine, and norms in 16 bits
+crew, memory                  the processes, and which fit in memory together
+contest                       takes the contestants in turn
+results, page, plots          JSON and table; docs/performance.md (tools/performance.py)
+checks                        --check
 """

@@ -44,6 +44,7 @@ class Settings:
     `patience`, `writing`: seconds that one request of a contestant, and a model's files, may take.
     `chosen`: whether the form that fxfuse chooses by timing takes part. `checks`: answers are what counts,
     so more ways to run take part. `verbose`: what the processes write to stderr is shown.
+    `only`: a regular expression that a contestant's name has to match.
     """
 
     device: str = "cpu"
@@ -57,6 +58,7 @@ class Settings:
     checks: bool = False
     writing: float = 1800.0
     verbose: bool = False
+    only: str = ""
 
 
 WIDTHS = {256: 704, 1024: 2816, 2048: 5632, 4096: 14336, 8192: 28672}

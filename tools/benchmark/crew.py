@@ -12,6 +12,8 @@ from tools.benchmark.cases import Settings
 
 __all__ = ["Crew", "Process"]
 
+HOST = "tools.benchmark.hosting:open_host"
+
 
 class Process(Worker):
     """A worker that can be stopped from another thread."""
@@ -105,9 +107,7 @@ class Crew:
 
     def _worker(self, process: str) -> Process:
         if process not in self._workers:
-            self._workers[process] = Process(
-                "tools.benchmark.hosting:open_host", self._settings, quiet=not self._settings.verbose
-            )
+            self._workers[process] = Process(HOST, self._settings, quiet=not self._settings.verbose)
         return self._workers[process]
 
     def _drop(self, process: str) -> None:

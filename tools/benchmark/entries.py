@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,10 @@ def _onnx(form: str, mode: str = "", weights: str = "float") -> Entry:
 def entries(case: Case, settings: Settings) -> list[Entry]:
     """The contestants of a case, the most important first."""
     found = _on_cuda(case, settings) if settings.device == "cuda" else _on_cpu(case, settings)
-    return [*found, _torch("fused", "eager")] if settings.checks else found
+    found += [_torch("fused", "eager")] if settings.checks else []
+    wanted = {entry.name for entry in found if re.search(settings.only, entry.name)}
+    hosts = {entry.host for entry in found if entry.name in wanted}
+    return [entry for entry in found if entry.name in wanted | hosts]
 
 
 def _on_cpu(case: Case, settings: Settings) -> list[Entry]:
