@@ -15,11 +15,12 @@ from fxfuse.timing.choosing import Timing
 from fxfuse.timing.target import AnyTarget, Target
 from fxfuse.timing.timer import Timer
 from fxfuse.timing.verdict import LEAST
-from fxfuse.timing.whole import OnnxWhole
 from fxfuse.timing.wording import milliseconds, token_count
 
 if TYPE_CHECKING:
     import onnx
+
+    from fxfuse.timing.whole import OnnxWhole
 
 __all__ = ["OnnxTiming", "onnx_timing", "target_on", "torch_timing"]
 
@@ -79,6 +80,8 @@ def onnx_timing(
     if target is None:
         yield None
         return
+    from fxfuse.timing.whole import OnnxWhole  # which waits for onnx, as torch.compile need not
+
     whole = OnnxWhole(model, path, target, seed, vocab_size, progress, size)
     stored = STORED.get(quantize or "")
     with Timer(target, "onnxruntime", weights=stored, progress=progress) as timer:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 import fxfuse
 from fxfuse import cli
-from fxfuse.timing import timer, using
+from fxfuse.timing import timer, using, whole
 from fxfuse.timing.target import Target
 from tests import families
 from tests.small_onnx import Small
@@ -33,7 +33,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speed], list[tuple[Any, 
 
         monkeypatch.setattr(timer, "OnnxStage", stage)
         monkeypatch.setattr(timer, "TorchStage", stage)
-        monkeypatch.setattr(using.OnnxWhole, "__call__", lambda *_: "figures are given")
+        monkeypatch.setattr(whole.OnnxWhole, "__call__", lambda *_: "figures are given")
         return made
 
     return install
