@@ -26,6 +26,7 @@ from fxfuse.frontends import onnx_file as front
 from fxfuse.frontends import onnx_runs, pieces
 from fxfuse.frontends.onnx_graph import read_graph
 from fxfuse.onnxio import load_model, read_tensor
+from fxfuse.passes import storing
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.weights import widen
 from tests.small_onnx import Small, save
@@ -66,14 +67,14 @@ def test_a_large_model_is_fused_as_a_small_one(tmp_path, monkeypatch, kind, exte
 
 @pytest.mark.usefixtures("small_bound")
 def test_a_wide_ffn_that_is_wrong_is_found_out_piece_by_piece(tmp_path, monkeypatch):
-    right = front.widen
+    right = storing.written
 
-    def wrong(*arguments: Any) -> Any:
-        wide = right(*arguments)
-        wide.down.mul_(1.01)
-        return wide
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        stored = right(*arguments, **options)
+        stored.tensors["down"].mul_(1.01)
+        return stored
 
-    monkeypatch.setattr(front, "widen", wrong)
+    monkeypatch.setattr(front, "written", wrong)
     with pytest.raises(fxfuse.VerificationError, match="nothing was written"):
         fuse(save(tmp_path / "m.onnx", external=True), tmp_path / "o.onnx")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
@@ -82,14 +83,14 @@ def test_a_wide_ffn_that_is_wrong_is_found_out_piece_by_piece(tmp_path, monkeypa
 def test_wide_weights_grow_in_the_output_and_nowhere_else(tmp_path, monkeypatch):
     """Neither a copy of a source weight nor of a wide one is made in memory."""
     path = save(tmp_path / "m.onnx", external=True)
-    seen = []
+    seen: list[torch.Tensor] = []
 
-    def watched(view: Any, blocks: Any, allocate: Any) -> Any:
-        wide = widen(view, blocks, allocate)
-        seen.extend([wide.gate, wide.up, wide.down])
-        return wide
+    def watched(*arguments: Any, **options: Any) -> Any:
+        stored = storing.written(*arguments, **options)
+        seen.extend(stored.tensors[role] for role in ("gate", "up", "down"))
+        return stored
 
-    monkeypatch.setattr(front, "widen", watched)
+    monkeypatch.setattr(front, "written", watched)
     monkeypatch.setattr(onnxio, "take_in", lambda *_: pytest.fail("weights are read into memory"))
     fuse(path, tmp_path / "o.onnx")
     assert [tensor.T.is_contiguous() for tensor in seen] == [True] * 3
