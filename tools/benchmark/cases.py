@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["QUICK", "Case", "Settings", "Shape", "cases_on", "shape_of"]
+__all__ = ["LENGTH", "QUICK", "Case", "Settings", "Shape", "cases_on", "shape_of"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fxfuse.timing.rounds import Ratio, Timing
-from tools.benchmark.cases import Case, Settings, shape_of
+from tools.benchmark.cases import LENGTH, Case, Settings, shape_of
 
 __all__ = ["Entry", "Pair", "entries", "pairs", "ratio_of"]
 
@@ -95,8 +95,9 @@ def entries(case: Case, settings: Settings) -> list[Entry]:
 
 
 def _on_cpu(case: Case, settings: Settings) -> list[Entry]:
-    chain = shape_of(case.model) is not None
-    chosen = settings.chosen
+    shape = shape_of(case.model)
+    chain = shape is not None
+    chosen = settings.chosen and (shape is None or shape.blocks == LENGTH)
     found = [_onnx("plain"), _onnx("fused"), _torch("plain", "default"), _torch("fused", "default")]
     found += [_onnx("chosen"), _torch("chosen", "default")] if chosen else []
     found += [_onnx("optimizer"), _onnx("onnxscript")]

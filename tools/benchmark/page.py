@@ -95,14 +95,13 @@ def _model(run: Record, key: tuple[str, str], cases: list[Record], plots: dict[s
     series = series_of(cases)
     shown = {pair: points for pair, points in series.items() if not pair.startswith("fp32 unfused")}
     if len(cases) > 1 and shown:
-        plots[f"{name}-ratios.svg"] = ratio_plot(f"{name}-ratios", f"Ratios: {_title(*key)}", shown)
+        plots[f"{name}-ratios.svg"] = ratio_plot(f"{name}-ratios", _title(*key), shown)
         parts.append(f"![Ratios by number of tokens](performance/{name}-ratios.svg)\n")
     first = cases[0]
     if first["tokens"] == 1:
         bars = _bars(run, first)
-        floors = {f"floor, {kind}": floor["us"] for kind, floor in first["floors"].items()}
         title = f"One token: {_title(*key)}"
-        plots[f"{name}-times.svg"] = time_plot(f"{name}-times", title, bars, floors)
+        plots[f"{name}-times.svg"] = time_plot(f"{name}-times", title, bars)
         parts.append(f"![Times at one token](performance/{name}-times.svg)\n")
     return parts
 
@@ -115,12 +114,13 @@ def _title(model: str, dtype: str) -> str:
     return f"{shape.blocks} FFNs, hidden {shape.hidden}, intermediate {shape.width}{rank}, {dtype}"
 
 
-def _bars(run: Record, case: Record) -> list[tuple[str, float, str]]:
+def _bars(run: Record, case: Record) -> list[tuple[str, float, str, float | None]]:
     found = []
     for name, timing in case["timings"].items():
         about = run["contestants"][name]
         kind = {"fused": "fused", "chosen": "fused", "bound": "bound"}.get(about["form"], "")
-        found.append((about["title"], timing["p50_us"], kind))
+        share = timing.get("share")
+        found.append((about["title"], timing["p50_us"], kind, share and share * timing["p50_us"]))
     return sorted(found, key=lambda bar: bar[1])
 
 
@@ -134,8 +134,18 @@ def _ratios(cases: Iterable[Record]) -> str:
             between = f"[{ratio['least']:.2f} to {ratio['greatest']:.2f}]"
             row = (case["tokens"], pair, times[0], times[1], _share(case, sides[1]))
             rows.append((*row, f"{mark}{ratio['median']:.2f} {between}"))
+        rows += [
+            (case["tokens"], f"{title}, chosen", "", "as it was", "", "1: fxfuse timed it and did not fuse")
+            for title in _declined(case)
+        ]
     heading = ("tokens", "runtime", "best unfused, µs (p10 to p90)", "fused, µs", "share", "ratio")
     return _table(heading, rows)
+
+
+def _declined(case: Record) -> list[str]:
+    """The runtimes in which fxfuse timed the case and left it unfused."""
+    titles = {"torch.compile" if name.startswith("fxfuse") else "ONNX Runtime" for name in case["declined"]}
+    return sorted(titles)
 
 
 def _fastest(names: Sequence[str], case: Record) -> str:

@@ -14,7 +14,7 @@ _STYLE = """
 text { font: 12.5px 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif; fill: #24292f; }
 .muted { fill: #6e7781; } .strong { font-weight: 600; } .grid { stroke: #d0d7de; fill: none; }
 .even { stroke: #57606a; fill: none; stroke-width: 1.5; } .line { fill: none; stroke-width: 2; }
-.noise { stroke-width: 1; opacity: 0.6; } .floor { stroke: #cf222e; stroke-width: 1.5; fill: none; }
+.noise { stroke-width: 1; opacity: 0.6; } .floor { stroke: #cf222e; stroke-width: 2; fill: none; }
 .bar { fill: #8c959f; } .bar.fused { fill: #0969da; } .bar.bound { fill: #bf8700; }
 .c0 { stroke: #0969da; } .c1 { stroke: #bf3989; } .c2 { stroke: #1a7f37; } .c3 { stroke: #9a6700; }
 .c4 { stroke: #8250df; } .c5 { stroke: #cf222e; } circle { stroke: none; }
@@ -26,7 +26,7 @@ text { fill: #e6edf3; } .muted { fill: #9198a1; } .grid { stroke: #3d444d; } .ev
 }
 """
 
-_LEFT, _TOP, _HEIGHT, _STEP = 48, 34, 220, 74
+_LEFT, _TOP, _HEIGHT, _STEP, _WIDTH = 48, 34, 220, 74, 480
 _COLOURS = 6
 
 
@@ -37,7 +37,7 @@ def ratio_plot(name: str, title: str, series: Mapping[str, Mapping[int, Mapping[
     low, high = min([0.9, *values]), max([1.1, *values])
     right = _LEFT + _STEP * max(1, len(tokens))
     y = Linear(low, high, _TOP + _HEIGHT, _TOP)
-    parts = [label(0, 16, "time unfused / time fused", "strong")]
+    parts = [label(0, 16, f"time unfused / time fused; {title}", "strong")]
     for place, text in y.ticks():
         parts += [path([(_LEFT, place), (right, place)], class_="grid")]
         parts += [label(_LEFT - 8, place + 4, text, "muted", "end")]
@@ -58,32 +58,33 @@ def ratio_plot(name: str, title: str, series: Mapping[str, Mapping[int, Mapping[
         parts.append(element("circle", cx=right + 16, cy=row - 4, r=4, class_=shade))
         parts.append(label(right + 26, row, pair))
     width = right + 40 + max(text_width(pair) for pair in series)
+    width = max(width, text_width(title) + 210)
     return _document(name, width, _TOP + _HEIGHT + 52, title, parts)
 
 
-def time_plot(
-    name: str, title: str, bars: Sequence[tuple[str, float, str]], floors: Mapping[str, float]
-) -> str:
-    """Times of contestants in microseconds, one bar each, and the floors that the machine sets."""
-    left = max(text_width(text) for text, _, _ in bars) + 12
-    longest = max([value for _, value, _ in bars] + list(floors.values()))
-    x = Linear(0.0, longest * 1.05, left, left + 460)
+def time_plot(name: str, title: str, bars: Sequence[tuple[str, float, str, float | None]]) -> str:
+    """Times of contestants in microseconds: a bar each, and on it the floor that the machine sets it."""
+    left = max(text_width(text) for text, *_ in bars) + 12
+    longest = max(max(value, floor or 0.0) for _, value, _, floor in bars)
+    x = Linear(0.0, longest * 1.05, left, left + _WIDTH)
     bottom = _TOP + 24 * len(bars)
     parts = [label(0, 16, title, "strong")]
     for place, text in x.ticks():
         parts.append(path([(place, _TOP - 6), (place, bottom)], class_="grid"))
         parts.append(label(place, bottom + 18, text, "muted", "middle"))
-    parts.append(label(left + 460, bottom + 38, "µs a call", "strong", "end"))
-    for index, (text, value, kind) in enumerate(bars):
+    for index, (text, value, kind, floor) in enumerate(bars):
         top = _TOP + 24 * index
         parts.append(label(left - 8, top + 13, text, None, "end"))
         shape = {"x": left, "y": top, "width": max(1.0, x(value) - left), "height": 17, "rx": 2}
         parts.append(element("rect", class_=f"bar {kind}".strip(), **shape))
-        parts.append(label(x(value) + 5, top + 13, _number(value), "muted"))
-    for text, value in floors.items():
-        parts.append(path([(x(value), _TOP - 6), (x(value), bottom)], class_="floor"))
-        parts.append(label(x(value) + 4, _TOP - 9, text, "muted"))
-    return _document(name, left + 540, bottom + 48, title, parts)
+        if floor is not None:
+            parts.append(path([(x(floor), top - 2), (x(floor), top + 19)], class_="floor"))
+        parts.append(label(x(max(value, floor or 0.0)) + 5, top + 13, _number(value), "muted"))
+    row = bottom + 40
+    parts.append(path([(left + 4, row - 12), (left + 4, row + 3)], class_="floor"))
+    parts.append(label(left + 12, row, "floor: its weights at the machine's ceiling", "muted"))
+    parts.append(label(left + _WIDTH, row, "µs a call", "strong", "end"))
+    return _document(name, left + _WIDTH + 60, bottom + 50, title, parts)
 
 
 def _number(value: float) -> str:
