@@ -255,6 +255,7 @@ class Model:
         def arguments(entry: Entry) -> tuple[Any, ...]:
             return (entry, case.model, case.dtype, self._folder)
 
+        self._crew.start(sorted({entry.process for entry in found}))
         for entry, answer in self._each(found, "open", arguments):
             if isinstance(answer, Failure):
                 self._broken[entry.name] = result.failures[entry.name] = str(answer)

@@ -95,18 +95,20 @@ def entries(case: Case, settings: Settings) -> list[Entry]:
 
 
 def _on_cpu(case: Case, settings: Settings) -> list[Entry]:
+    """Chains of other lengths than 8 are run in the forms that matter most only: a run has to end."""
     shape = shape_of(case.model)
-    chain = shape is not None
-    chosen = settings.chosen and (shape is None or shape.blocks == LENGTH)
+    full = shape is None or shape.blocks == LENGTH
     found = [_onnx("plain"), _onnx("fused"), _torch("plain", "default"), _torch("fused", "default")]
-    found += [_onnx("chosen"), _torch("chosen", "default")] if chosen else []
-    found += [_onnx("optimizer"), _onnx("onnxscript")]
-    if chain:
+    found += [_onnx("chosen"), _torch("chosen", "default")] if settings.chosen and full else []
+    found += [_onnx("optimizer"), *([_onnx("onnxscript")] if full else [])]
+    if shape is None:
+        found += [_onnx("bound"), _torch("bound", "default")]
+    elif full:
         kinds = ("int4", "int8")
         found += [_onnx(form, weights=k) for k in kinds for form in ("plain", "optimizer", "fused")]
     else:
-        found += [_onnx("bound"), _torch("bound", "default")]
-    return [*found, _torch("plain", "eager")]
+        found += [_onnx(form, weights="int4") for form in ("plain", "fused")]
+    return [*found, *([_torch("plain", "eager")] if full else [])]
 
 
 def _on_cuda(case: Case, settings: Settings) -> list[Entry]:
@@ -163,10 +165,13 @@ def pairs(found: Sequence[Entry]) -> list[Pair]:
         add(title, pick("torch", plain, modes), pick("torch", fused, modes))
         chosen = pick("torch", ("chosen",), modes)
         add(f"{title}, chosen", pick("torch", plain, modes), chosen)
+        bound = pick("torch", ("bound",), modes)
+        add(f"{title}, bound: FFNs removed", pick("torch", plain, modes), bound)
     for mode, title in (("", "ONNX Runtime"), ("graph", "ONNX Runtime, CUDA graph")):
         unfused = pick("onnx", UNFUSED, (mode,))
         add(title, unfused, pick("onnx", fused, (mode,)))
         add(f"{title}, chosen", unfused, pick("onnx", ("chosen",), (mode,)))
+        add(f"{title}, bound: FFNs removed", unfused, pick("onnx", ("bound",), (mode,)))
     for kind in ("int8", "int4"):
         quantised = pick("onnx", fused, ("",), kind)
         add(f"ONNX Runtime {kind}", pick("onnx", UNFUSED, ("",), kind), quantised)

@@ -13,7 +13,7 @@ __all__ = ["available", "fitting"]
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WEIGHTS = {"int8": 1.1, "int4": 0.7}
-_PROCESS = {"cpu": 0.4, "cuda": 0.8}
+_PROCESS = {"cpu": 0.25, "cuda": 0.8}
 """GB that a process holds beside its weights."""
 
 _SHARE = 0.9
