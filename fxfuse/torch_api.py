@@ -76,7 +76,8 @@ def fuse(
         quantize_exclude: A regular expression, searched for in the names of weights, which stay float.
         target: What the result has to be fast on, as torch.compile with inductor runs it: token counts such
             as 1 or (1, 8, 32), or a `Target`. Groups are timed there in every form, which takes a compilation
-            of each the first time; those that do not pay stay sequential.
+            of each the first time; those that do not pay stay sequential, and a graph that is slower as a
+            whole at one of the counts is not returned.
         progress: Called with a short text at every step.
         budget: The fields of `Budget`: min_sqnr, max_kl, max_group, include, exclude, seed.
 
@@ -103,7 +104,7 @@ def fuse(
     front = _front(graph, example_inputs)
     if recovery is not None:
         recovery = recovery.checked(embedding_rows(front))
-    with torch_timing(target, example_inputs, report, progress=progress) as timing:
+    with torch_timing(target, example_inputs, report, progress=progress, front=front) as timing:
         fused = run_pipeline(front, bounds, report, progress, planned, recovery=recovery, timing=timing)
     report.misses += misses_inside(front.view)
     report.before = size_of(front.module, front.weights, report.ffn_blocks)

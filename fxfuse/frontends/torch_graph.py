@@ -61,6 +61,11 @@ class TorchGraph:
         self._outputs: list[Any] = []
         self._logits: fx.Node | None = None
 
+    @property
+    def inputs(self) -> Mapping[fx.Node, Any]:
+        """A value for every placeholder, in order."""
+        return self._inputs
+
     def states(self, values: Sequence[Value]) -> list[dict[Value, torch.Tensor]]:
         """See `FrontEnd.states`."""
         nodes = [value for value in values if isinstance(value, fx.Node)]

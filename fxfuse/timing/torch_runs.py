@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fxfuse.passes.forms import Form
 from fxfuse.timing.shape import Shape
 
-__all__ = ["Chain", "TorchRuns", "make"]
+__all__ = ["Chain", "GraphRuns", "TorchRuns", "make", "make_graph"]
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -32,6 +32,11 @@ def make(inner: str, options: Mapping[str, Any], device: str, threads: int | Non
     return TorchRuns(inner, options, device, threads)
 
 
+def make_graph(inner: str, options: Mapping[str, Any], device: str, threads: int | None) -> GraphRuns:
+    """The same for a whole graph."""
+    return GraphRuns(inner, options, device, threads)
+
+
 class TorchRuns:
     """One chain at a time, compiled once for each token count."""
 
@@ -41,7 +46,7 @@ class TorchRuns:
         self._inner, self._options, self._device = inner, dict(options), device
         self._module: Any = None
         self._run: Any = None
-        self._x: Any = None
+        self._inputs: tuple[Any, ...] = ()
         torch._dynamo.config.recompile_limit = 64
         if inner == "inductor":  # contestants compile side by side, so that each needs no pool of its own
             torch._inductor.config.compile_threads = 1
@@ -55,7 +60,7 @@ class TorchRuns:
 
     def close(self) -> None:
         """Let the chain go."""
-        self._module = self._run = self._x = None
+        self._module, self._run, self._inputs = None, None, ()
         torch._dynamo.reset()
         gc.collect()
         if self._device == "cuda":
@@ -64,7 +69,11 @@ class TorchRuns:
     def prepare(self, inputs: tuple[int, int, str]) -> None:
         """Compile for the stream of so many tokens, of this size and type."""
         tokens, size, dtype = inputs
-        self._x = torch.randn(1, tokens, size, device=self._device).to(getattr(torch, dtype))
+        x = torch.randn(1, tokens, size, device=self._device)
+        self._compile(x.to(getattr(torch, dtype)))
+
+    def _compile(self, *inputs: Any) -> None:
+        self._inputs = inputs
         if self._run is None:
             self._run = torch.compile(
                 self._module, backend=self._inner, dynamic=False, options=self._options or None
@@ -76,12 +85,25 @@ class TorchRuns:
     def call(self) -> Any:
         """Run once, without gradients."""
         with torch.no_grad():
-            return self._run(self._x)
+            return self._run(*self._inputs)
 
     def wait(self) -> None:
         """Wait for the GPU, where there is one."""
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+class GraphRuns(TorchRuns):
+    """A whole graph with all that it reads, compiled in the same way."""
+
+    def open(self, path: str) -> None:  # type: ignore[override]
+        """Read what `TorchWhole` wrote: the module, and a value for each of its inputs."""
+        self.close()
+        self._module, self._values = torch.load(path, weights_only=False)
+
+    def prepare(self, changed: Mapping[str, torch.Tensor]) -> None:  # type: ignore[override]
+        """Compile for its inputs, some of which are `changed`."""
+        self._compile(*({**self._values, **changed}).values())
 
 
 class Chain(nn.Module):

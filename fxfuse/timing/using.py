@@ -14,12 +14,14 @@ from fxfuse.runtime import cuda_problem
 from fxfuse.timing.choosing import Timing
 from fxfuse.timing.target import AnyTarget, Target
 from fxfuse.timing.timer import Timer
+from fxfuse.timing.torch_whole import TorchWhole
 from fxfuse.timing.verdict import LEAST
 from fxfuse.timing.wording import milliseconds, token_count
 
 if TYPE_CHECKING:
     import onnx
 
+    from fxfuse.frontends.torch_graph import TorchGraph
     from fxfuse.timing.whole import OnnxWhole
 
 __all__ = ["OnnxTiming", "onnx_timing", "target_on", "torch_timing"]
@@ -97,8 +99,11 @@ def torch_timing(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Progress = lambda _: None,
+    front: TorchGraph | None = None,
 ) -> Iterator[Timing | None]:
     """Timing for a torch graph, as `inner` compiles it; None without a target.
+
+    With its front end the whole graph is timed too, which compiles it twice.
 
     Raises:
         InputError: The target makes no sense.
@@ -111,8 +116,13 @@ def torch_timing(
         report.notes.append("nothing was timed: the inner backend is no name that another process could use")
         yield None
         return
-    with Timer(found, inner, options=_inner_options(found, inner, mode, options), progress=progress) as timer:
-        yield Timing(timer)
+    written = _inner_options(found, inner, mode, options)
+    whole = TorchWhole(front, found, inner, written, progress) if front is not None else None
+    with Timer(found, inner, options=written, progress=progress) as timer:
+        yield Timing(timer, whole)
+    if whole is not None:
+        report.notes += [f"all was timed as torch.compile with {inner} runs it", *whole.notes]
+        return
     report.notes.append(
         f"groups were timed as chains of their sizes in torch.compile with {inner}; the whole model was not "
         "timed"

@@ -15,23 +15,16 @@ from fxfuse.errors import InputError
 from fxfuse.report import WholeTiming
 from fxfuse.specs import InputSpec, specs_of
 from fxfuse.timing import onnx_runs
-from fxfuse.timing.contest import BASELINE, Pace, Standing, run_rounds
+from fxfuse.timing.contest import BASELINE
+from fxfuse.timing.pairs import FUSED, compare, turn
 from fxfuse.timing.stages import seats_for
 from fxfuse.timing.target import Target
-from fxfuse.timing.verdict import LEAST
 from fxfuse.timing.wording import token_count
 from fxfuse.timing.workers import Failure, Worker
 
-__all__ = ["OnnxWhole", "compare", "sample_at"]
+__all__ = ["OnnxWhole", "sample_at"]
 
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
-Turns = Mapping[str, Callable[[float], "list[float]"]]
-
-_FUSED = "fused"
-_PACE = Pace(rounds=3, seconds=0.15)
-_LEAST_CALLS = 3
-_TIMES = 3
-"""How often a loss is measured again before it is believed."""
 
 
 class OnnxWhole:
@@ -66,9 +59,9 @@ class OnnxWhole:
                             onnx_runs.FACTORY, target.device, target.threads, target.cuda_graphs, quiet=True
                         )
                     )
-                    for name in (BASELINE, _FUSED)
+                    for name in (BASELINE, FUSED)
                 }
-                for name, path in ((BASELINE, self._path), (_FUSED, fused.path)):
+                for name, path in ((BASELINE, self._path), (FUSED, fused.path)):
                     workers[name].ask("open", str(path))
                 return [self._compare(workers, each, sample) for each, sample in samples.items()]
         except (Failure, InputError, MemoryError, ValueError) as error:
@@ -77,31 +70,14 @@ class OnnxWhole:
     def _compare(self, workers: Mapping[str, Worker], tokens: int, sample: Sample) -> WholeTiming:
         for worker in workers.values():
             worker.ask("prepare", dict(sample))
-        turns = {name: _turn(worker) for name, worker in workers.items()}
-        return compare(turns, tokens, _PACE)
+        turns = {name: turn(worker) for name, worker in workers.items()}
+        return compare(turns, tokens)
 
     def _sample(self, tokens: int) -> Sample:
         sample, note = sample_at(self._specs, tokens, self._seed, self._vocab_size)
         if note and note not in self.notes:
             self.notes.append(note)
         return sample
-
-
-def compare(turns: Turns, tokens: int, pace: Pace) -> WholeTiming:
-    """Time the two in turn; what looks like a loss is measured again before it is believed.
-
-    Raises:
-        Failure: One of them fails.
-    """
-    standing = Standing()
-    for _ in range(_TIMES):
-        run_rounds(turns, standing, pace, [_FUSED], pace.rounds)
-        if standing.failures:
-            raise Failure(standing.failures[_FUSED])
-        if standing.ratio(_FUSED) >= LEAST:
-            break
-    ratio = standing.ratio(_FUSED)
-    return WholeTiming(tokens, 1e3 * standing.seconds(), 1e3 * standing.seconds(_FUSED), ratio)
 
 
 def sample_at(
@@ -117,7 +93,3 @@ def sample_at(
         f"the model's inputs are of fixed shapes ({shapes}), so the whole model was timed on those and not "
         f"at {token_count(tokens)}"
     )
-
-
-def _turn(worker: Worker) -> Callable[[float], list[float]]:
-    return lambda seconds: list(worker.ask("round", seconds, _LEAST_CALLS))

@@ -11,7 +11,8 @@ from fxfuse.passes.forms import Form
 from fxfuse.specs import InputSpec
 from fxfuse.timing import timer
 from fxfuse.timing.contest import BASELINE, Pace
-from fxfuse.timing.whole import compare, sample_at
+from fxfuse.timing.pairs import compare
+from fxfuse.timing.whole import sample_at
 from fxfuse.timing.workers import Failure, Worker
 from tests.small_onnx import Small
 
