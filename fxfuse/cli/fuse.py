@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -143,6 +144,8 @@ def _fuse(options: argparse.Namespace, report: Report) -> None:
         raise InputError(f"{given} needs {missing} beside it: recovery corrects weights on data.")
     from fxfuse.screen import show_steps
 
+    # Where other programs use the cores too, threads that wait busily take most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with show_steps() as progress:
         from fxfuse.frontends.arena import share_memory
         from fxfuse.onnx_api import fuse_onnx  # takes seconds, with something on the screen
