@@ -38,12 +38,13 @@ class CompiledGraph:
         one_copy: bool = False,
     ) -> None:
         extra = list(fused.added.values())
-        _make_static(extra)
+        fakes = _static_fakes(extra)
         _carry_dynamo_facts(front.module, fused.module)
         self._wide = tuple(extra)
         self._fixed = _assumed_numbers(front, fused)
         self._report = report
         self._inner = compile_inner(fused.module, example_inputs + extra)
+        del fakes
         # After the inner backend, which is given the parameters as dynamo knows them.
         groups = [_follow(fused, index, report, one_copy) for index in range(len(fused.groups))]
         report.notes.append(_memory(fused, groups))
@@ -134,12 +135,15 @@ def _assumed_numbers(front: DynamoGraph, fused: FusedGraph) -> list[tuple[int, f
     return found
 
 
-def _make_static(tensors: Sequence[torch.Tensor]) -> None:
-    """Under dynamic=True, keep the inner backend from taking the sizes of wide weights for dynamic ones."""
+def _static_fakes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Fake tensors that keep the inner backend from taking the sizes of wide weights for dynamic ones.
+
+    The fake mode remembers a fake only while something else holds it: keep them until all is compiled.
+    """
     context = TracingContext.try_get()
-    if context is not None and context.fake_mode is not None:
-        for tensor in tensors:
-            context.fake_mode.from_tensor(tensor, static_shapes=True)
+    if context is None or context.fake_mode is None:
+        return []
+    return [context.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
 def _carry_dynamo_facts(source: fx.GraphModule, target: fx.GraphModule) -> None:

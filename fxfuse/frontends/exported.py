@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.utils import _pytree as pytree
@@ -122,7 +123,8 @@ def _with_values(fused: FusedGraph) -> fx.Graph:
         if isinstance(node.meta.get("val"), torch.Tensor)
     ]
     mode = known[0].fake_mode
-    with mode, torch.no_grad():
+    # Without the dispatcher in Python, linear's own decomposition asks open sizes for numbers in torch 2.11.
+    with mode, torch.no_grad(), enable_python_dispatcher():
         for node in fused.module.graph.nodes:
             if node.op == "call_function" and "val" not in node.meta:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
