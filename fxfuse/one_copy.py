@@ -156,13 +156,13 @@ def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor | None:
         place += part.shape[axis] * part.stride(axis) * part.element_size()
         size += part.shape[axis]
     storage = first.untyped_storage()
-    if len(parts) < 2 or place > storage.data_ptr() + storage.nbytes() + (axis and first.stride(0)):
-        return None
-    if any(part.untyped_storage().data_ptr() != storage.data_ptr() for part in parts):
+    if len(parts) < 2 or any(part.untyped_storage().data_ptr() != storage.data_ptr() for part in parts):
         return None
     shape = list(first.shape)
     shape[axis] = size
-    return first.as_strided(shape, first.stride(), first.storage_offset())
+    # No view of a tensor: tracers would follow it to its base.
+    whole = torch.empty(0, dtype=first.dtype, device=first.device)
+    return whole.set_(storage, first.storage_offset(), shape, first.stride())
 
 
 def _of_product(view: FxView, linear: Linear, matrix: torch.Tensor) -> str | None:

@@ -107,6 +107,23 @@ def test_graphs_of_one_model_share_one_copy(dynamic: bool | None) -> None:
 
 
 @torch.no_grad()
+def test_other_groups_of_the_same_weights_need_no_memory() -> None:
+    model, plain = frozen(depth=4), frozen(depth=4)
+    compiled(model)(tokens())
+    wide = places(model)
+    torch._dynamo.reset()
+    x = model.embed(tokens())
+    for pair in (plain.layers[:2], plain.layers[2:]):
+        x = x + sum(layer.branch(x) for layer in pair)
+    options = {"inner": "aot_eager", "min_sqnr": None, "max_group": 2}
+    run = torch.compile(model, backend=fxfuse, options=options)
+    assert_same(run(tokens()), plain.lm_head(plain.norm(x)))
+    assert [len(group.blocks) for group in latest().groups] == [2, 2]
+    assert "; 0.0 MB stand beside" in note("one copy of the weights")
+    assert places(model) == wide
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["gemma", "gpt2"])
 def test_families(name: str) -> None:
     """Gains of 1 + w, norms with a bias, weights stored as [in, out]."""
