@@ -13,20 +13,17 @@ from fxfuse.passes.view import View
 from fxfuse.progress import Step
 from fxfuse.report import GroupTiming
 from fxfuse.timing.cache import Cache, cache_path
-from fxfuse.timing.contest import BASELINE, Pace, Standing, run_rounds
-from fxfuse.timing.machine import device_name
+from fxfuse.timing.contest import BASELINE, Pace, Standing
+from fxfuse.timing.memory import Memory
+from fxfuse.timing.race import Race
 from fxfuse.timing.shape import Shape, shape_of
 from fxfuse.timing.stages import OnnxStage, Stage, TorchStage
 from fxfuse.timing.target import Target
 from fxfuse.timing.verdict import Verdict, judge
 from fxfuse.timing.wording import milliseconds, token_count
-from fxfuse.timing.workers import ENDED, Failure
-from fxfuse.versions import versions
+from fxfuse.timing.workers import Failure
 
 __all__ = ["Decision", "Timer"]
-
-_TIMES_IN_DOUBT = 3
-_RUNTIMES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "torch": ("torch",)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ class Timer:
         self.target, self.runtime = target, runtime
         self._options, self._weights, self._thorough = dict(options or {}), weights, thorough
         self._stage = stage
-        self._cache = cache if cache is not None else Cache(cache_path())
+        kept = cache if cache is not None else Cache(cache_path())
+        self._memory = Memory(kept, target, runtime, self._options)
         self._pace = pace or Pace(pause=0.0 if target.threads == 1 else 0.02)
         self._progress = progress
         self._count = 0
@@ -128,114 +126,24 @@ class Timer:
             Failure: The sequential chain cannot be timed.
         """
         names = [str(form) for form in forms]
-        found = self._known.get(shape) or self._recall(shape)
+        found = self._known.get(shape) or self._memory.recall(shape)
         if not all(self._is_known(found, name) for name in names):
             self._count += 1
             self._progress(Step("timing groups", self._count, None))
-            found = self._measure(shape, forms)
-            self._remember(shape, found)
+            stage = self._stage = self._stage or self._new_stage()
+            found = Race(stage, shape, forms, self.target.tokens, self._pace, self._thorough).run()
+            self._memory.remember(shape, found)
         self._known[shape] = found
         return found
-
-    def _measure(self, shape: Shape, forms: Sequence[Form]) -> dict[int, Standing]:
-        stage = self._stage = self._stage or self._new_stage()
-        chains = {str(form): form for form in forms}
-        standings = {tokens: Standing() for tokens in self.target.tokens}
-        seats = min(stage.seats(shape), len(forms) + 1)
-        if seats < 2:
-            raise Failure("there is not enough memory for a second copy of its weights")
-        names = list(chains)
-        heats = [names[start : start + seats - 1] for start in range(0, len(names), seats - 1)]
-        opened: list[str] = []
-        try:
-            failures = stage.open({BASELINE: None}, shape)
-            if failures:
-                raise Failure(failures[BASELINE])
-            opened.append(BASELINE)
-            for heat in heats:
-                opened += self._heat(stage, shape, {name: chains[name] for name in heat}, standings)
-                if len(heats) > 1:
-                    stage.leave(opened[1:])
-                    del opened[1:]
-            self._settle(stage, shape, chains, standings, opened)
-        finally:
-            stage.leave(opened)
-        return standings
-
-    def _heat(
-        self, stage: Stage, shape: Shape, chains: Mapping[str, Form], standings: Mapping[int, Standing]
-    ) -> list[str]:
-        """Open and time some forms; returns those that are open."""
-        broken = stage.open(chains, shape)
-        for standing in standings.values():
-            standing.failures.update(broken)
-        opened = racing = [name for name in chains if name not in broken]
-        for tokens, standing in standings.items():
-            racing = self._prepare(stage, shape, tokens, racing, standings)
-            run_rounds(self._turns(stage, racing), standing, self._pace, racing)
-            racing = [name for name in racing if not self._is_hopeless(standing, name)]
-            if not racing:
-                break
-        return opened
-
-    def _prepare(
-        self, stage: Stage, shape: Shape, tokens: int, names: list[str], standings: Mapping[int, Standing]
-    ) -> list[str]:
-        """Make the baseline and `names` ready; returns those of `names` that are.
-
-        Raises:
-            Failure: The baseline is not.
-        """
-        failures = stage.prepare([BASELINE, *names], shape, tokens)
-        if BASELINE in failures:
-            raise Failure(failures[BASELINE])
-        for standing in standings.values():
-            standing.failures.update(failures)
-        return [name for name in names if name not in failures]
-
-    def _settle(
-        self,
-        stage: Stage,
-        shape: Shape,
-        chains: Mapping[str, Form],
-        standings: Mapping[int, Standing],
-        opened: list[str],
-    ) -> None:
-        """Measure the winner again while it was measured too little, or a little noise would unseat it."""
-        for _ in range(_TIMES_IN_DOUBT):
-            verdict = judge(standings, list(chains))
-            if verdict is None or not self._is_open(verdict, standings):
-                return
-            name = verdict.name
-            if name not in opened:
-                if stage.open({name: chains[name]}, shape):
-                    return
-                opened.append(name)
-            for tokens, standing in standings.items():
-                alive = self._prepare(stage, shape, tokens, [name], standings)
-                run_rounds(self._turns(stage, alive), standing, self._pace, alive, self._pace.rounds)
-
-    def _is_hopeless(self, standing: Standing, name: str) -> bool:
-        return not self._thorough and standing.is_hopeless(name, self._pace.behind)
 
     def _is_known(self, standings: Mapping[int, Standing], name: str) -> bool:
         """Whether nothing is left to be timed of a form."""
         found = [standings[tokens] for tokens in self.target.tokens if tokens in standings]
-        if any(name in each.failures or self._is_hopeless(each, name) for each in found):
+        if any(name in each.failures for each in found):
+            return True
+        if not self._thorough and any(each.is_hopeless(name, self._pace.behind) for each in found):
             return True
         return len(found) == len(self.target.tokens) and all(name in each.ratios for each in found)
-
-    def _is_open(self, verdict: Verdict, standings: Mapping[int, Standing]) -> bool:
-        if len(verdict.ratios) < len(standings):
-            return False
-        least = min(len(each.ratios.get(verdict.name, ())) for each in standings.values())
-        return least < self._pace.rounds or (verdict.in_doubt and least < _TIMES_IN_DOUBT * self._pace.rounds)
-
-    def _turns(self, stage: Stage, names: Sequence[str]) -> dict[str, Callable[[float], list[float]]]:
-        def turn(name: str) -> Callable[[float], list[float]]:
-            return lambda seconds: stage.round(name, seconds)
-
-        return {name: turn(name) for name in (BASELINE, *names)}
 
     def _new_stage(self) -> Stage:
         if self.runtime == "onnxruntime":
@@ -252,53 +160,9 @@ class Timer:
             f"{self.target.device}, sequential {milliseconds(plain)} ({of})"
         )
 
-    def _key(self, shape: Shape, tokens: int) -> str:
-        target, found = self.target, versions()
-        packages = _RUNTIMES.get(self.runtime, _RUNTIMES["torch"])
-        version = next((f"{each} {found[each]}" for each in packages if each in found), "")
-        parts = [
-            device_name(target.device),
-            f"{target.threads or 'all'} threads" + (", CUDA graphs" if target.cuda_graphs else ""),
-            f"{self.runtime} on {version}" if self.runtime != "onnxruntime" else version,
-            *(f"{key}={value}" for key, value in sorted(self._options.items())),
-            str(shape),
-            f"{tokens} tokens",
-        ]
-        return " | ".join(parts)
-
-    def _recall(self, shape: Shape) -> dict[int, Standing]:
-        keys = {tokens: self._key(shape, tokens) for tokens in self.target.tokens}
-        read = {tokens: _read(self._cache.get(key)) for tokens, key in keys.items()}
-        return {tokens: standing for tokens, standing in read.items() if standing is not None}
-
-    def _remember(self, shape: Shape, standings: Mapping[int, Standing]) -> None:
-        failures = [each for standing in standings.values() for each in standing.failures.values()]
-        if any(text.startswith(ENDED) for text in failures):
-            return  # it may have been the memory, and go well another time
-        for tokens, standing in standings.items():
-            if not standing.base:
-                continue
-            figures = {
-                "seconds": standing.seconds(),
-                "ratios": {name: standing.ratio(name) for name in standing.ratios},
-                "failures": standing.failures,
-            }
-            self._cache.put(self._key(shape, tokens), figures)
-
 
 def _timing(verdict: Verdict, standings: Mapping[int, Standing]) -> GroupTiming:
     known = {tokens: standings[tokens] for tokens in verdict.ratios}
     plain = {tokens: 1e3 * standing.seconds() for tokens, standing in known.items()}
     fused = {tokens: 1e3 * standing.seconds(verdict.name) for tokens, standing in known.items()}
     return GroupTiming(verdict.name, plain, fused)
-
-
-def _read(figures: Mapping[str, Any] | None) -> Standing | None:
-    """A standing from the cache; None where it holds anything else."""
-    try:
-        assert figures is not None
-        seconds, failures = float(figures["seconds"]), dict(figures["failures"])
-        ratios = {str(name): [float(each)] for name, each in figures["ratios"].items()}
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return Standing([seconds], ratios, failures) if seconds > 0 else None
