@@ -14,6 +14,7 @@ from fxfuse.timing.rounds import Timing
 from fxfuse.timing.workers import Failure
 from tools import bench, performance
 from tools.benchmark import contest, results
+from tools.benchmark.bars import bars
 from tools.benchmark.cases import QUICK, Case, Settings, cases_on, shape_of
 from tools.benchmark.ceilings import Ceilings
 from tools.benchmark.contest import Clock, Result, measure
@@ -205,6 +206,13 @@ def test_the_floor_is_the_larger_of_reading_and_computing():
     assert (many.us, many.binds) == (pytest.approx(2560.0), "products")
     assert CEILINGS.floor(10**5, 1, "float32").in_cache
     assert Ceilings().floor(10**6, 1, "float32") is None
+    again = CEILINGS.best(Ceilings({"sum": 9.0, "gemv": 12.0}, 12.0, "gemv", {"float32": 0.2}))
+    assert (again.of, again.bandwidth, again.rates["float32"], again.rates["int8"]) == (
+        "gemv",
+        12.0,
+        0.2,
+        0.2,
+    )
 
 
 def test_the_page_draws_every_run_and_tells_what_is_missing(tmp_path: Path):
@@ -230,6 +238,24 @@ def test_the_page_draws_every_run_and_tells_what_is_missing(tmp_path: Path):
     drawn = {path.name for path in (tmp_path / "performance").iterdir()}
     assert drawn == {part.split(")")[0] for part in page.split("](performance/")[1:]}
     assert len(drawn) == 3
+
+
+def test_bars_are_held_against_what_was_measured():
+    def case(model: str, tokens: int, **ratios: float) -> dict[str, object]:
+        kept = {name.replace("_", ", "): {"median": ratio} for name, ratio in ratios.items()}
+        name = f"{model}/{tokens}"
+        return {"name": name, "model": model, "tokens": tokens, "timings": {"onnx": {}}, "ratios": kept}
+
+    cases = [
+        case("chain-256", 1, **{"torch.compile": 1.2, "torch.compile_chosen": 1.4}),
+        case("chain-1024", 8, **{"ONNX Runtime_chosen": 0.9}),
+    ]
+    found = {text: (measured, reached) for text, measured, reached in bars({"device": "cpu", "cases": cases})}
+    name = "torch.compile over inductor, 8 FFNs, hidden 256, one token: at least 1.30"
+    assert found[name] == ("1.40", "yes")
+    measured, reached = found["never under 0.98 anywhere"]
+    assert (measured, reached) == ("0.90 (chain-1024/8, ONNX Runtime, chosen); 2 ratios, 1 under", "no")
+    assert sum(reached == "not measured" for _, reached in found.values()) == len(found) - 2
 
 
 def test_there_is_no_page_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

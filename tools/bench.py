@@ -81,6 +81,10 @@ def _run(run: results.Run, cases: Sequence[Case], options: argparse.Namespace, p
     for result in measure(cases, run.settings, progress, clock):
         run.results.append(result)
         _save(run, path)
+    if run.settings.device == "cpu" and not options.quick:
+        progress("measuring the machine's ceilings again")
+        run.ceilings = run.ceilings.best(_measure_ceilings(run.settings, small=False))
+        _save(run, path)
     return any(result.failures for result in run.results)
 
 

@@ -8,6 +8,6 @@ hosting ─┬─> in_torch         a process that holds a contestant: build, ch
 ceilings, norm_checks         processes that measure the machine, and norms in 16 bits
 crew, memory                  the processes, and which fit in memory together
 contest                       takes the contestants in turn
-results, page, plots          JSON and table; docs/performance.md (tools/performance.py)
+results, page, plots, bars    JSON and table; docs/performance.md (tools/performance.py)
 checks                        --check
 """

@@ -36,6 +36,14 @@ class Ceilings:
     cache_mb: float | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of each: what one of two measurements reached is no ceiling."""
+        bandwidths = _higher(self.bandwidths, other.bandwidths)
+        rates = _higher(self.rates, other.rates)
+        of = self.of if self.of == "copy" else max(bandwidths, key=lambda name: bandwidths[name], default="")
+        failures = self.failures | other.failures
+        return Ceilings(bandwidths, bandwidths.get(of, 0.0), of, rates, self.cache_mb, failures)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return asdict(self)
@@ -54,6 +62,10 @@ class Ceilings:
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 """Bytes a weight; int4 in blocks of 32 with a float32 scale."""
+
+
+def _higher(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in one | other}
 
 
 def open_meter(device: str, threads: int, small: bool = False) -> Meter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tools.benchmark.bars import bars
 from tools.benchmark.cases import cases_on, shape_of
 from tools.benchmark.machine import slug
 from tools.benchmark.plots import ratio_plot, series_of, time_plot
@@ -53,6 +54,7 @@ def _run(run: Record, plots: dict[str, str]) -> list[str]:
     for case in cases:
         chains.setdefault((case["model"], case["dtype"]), []).append(case)
     parts = [f"## {device}\n", _about(run), _ceilings(run)]
+    parts.append("### Bars\n\n" + _table(("bar", "measured", "reached"), bars(run)))
     whole = {key: group for key, group in chains.items() if shape_of(key[0]) is None}
     bare = {key: group for key, group in chains.items() if key not in whole}
     for title, groups in (("Chains of FFNs", bare), ("Whole models", whole)):
