@@ -59,7 +59,7 @@ class FakeCrew:
         groups = [8] if name.startswith("fxfuse") else []
         return {"prepare": (1e-7, groups, [], 0.1), "time": [1e-3], "waited": 1e-3}.get(request)
 
-    def ask_all(self, requests: dict, patience: float | None = None) -> dict[str, list[object]]:
+    def ask_all(self, requests: dict, **_: object) -> dict[str, list[object]]:
         def one(process: str, request: str, arguments: tuple[object, ...]) -> object:
             try:
                 return self.ask(process, request, *arguments)

@@ -31,6 +31,9 @@ from tools.benchmark.contest import Clock, measure  # noqa: E402
 from tools.benchmark.crew import Process  # noqa: E402
 from tools.benchmark.machine import Machine, available_cores, slug  # noqa: E402
 
+HURRIED = 8
+"""Minutes: shorter runs on CUDA leave max-autotune out, which compiles for long."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; returns 0, 1 where a contestant failed, 2 where nothing could be run."""
@@ -78,6 +81,7 @@ def _run(run: results.Run, cases: Sequence[Case], options: argparse.Namespace, p
         from tools.benchmark.checks import check_norms
 
         run.checks = check_norms(run.settings, progress)
+        _save(run, path)
     for result in measure(cases, run.settings, progress, clock):
         run.results.append(result)
         _save(run, path)
@@ -144,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--autotune",
         type=_numbers,
         metavar="TOKENS",
-        help="on CUDA, max-autotune at these numbers of tokens (default: 1; none: leave it out)",
+        help="on CUDA, max-autotune at these tokens (default: 1, or none in a short run), or none",
     )
     parser.add_argument(
         "--check", action="store_true", help="only check answers against float64, and the norms' in 16 bits"
@@ -156,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> Settings:
     on_cuda = options.device == "cuda"
+    hurried = options.minutes is not None and options.minutes < HURRIED
     rounds, seconds = (2, 0.03) if options.quick else (3, 0.03) if on_cuda else (4, 0.12)
     return Settings(
         device=options.device,
@@ -163,8 +168,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         rounds=options.rounds or rounds,
         seconds=seconds,
         pause=0.005 if on_cuda else 0.05,
-        autotuned=(1,) if options.autotune is None else options.autotune,
-        patience=120.0 if on_cuda else 900.0,
+        autotuned=(() if hurried else (1,)) if options.autotune is None else options.autotune,
+        patience=75.0 if on_cuda else 900.0,
         writing=100.0 if on_cuda else 1800.0,
         verbose=options.verbose,
         only=options.contestants,

@@ -321,14 +321,21 @@ class Model:
             process: [(request, arguments(entry)) for entry in same] for process, same in by_process.items()
         }
         if self._settings.device == "cuda":
-            answers = self._crew.ask_all(wanted)
+            answers = self._crew.ask_all(wanted, tell=self._tell)
         else:
             answers = {}
             for process, requests in wanted.items():
-                answers |= self._crew.ask_all({process: requests})
+                answers |= self._crew.ask_all({process: requests}, tell=self._tell)
         return [
             pair for process, same in by_process.items() for pair in zip(same, answers[process], strict=True)
         ]
+
+    def _tell(self, process: str, answer: Any) -> None:
+        """One line for each answer that was long in coming, and for each failure."""
+        if isinstance(answer, Failure):
+            self._progress(f"  {process}: {answer}")
+        elif answer is not None:
+            self._progress(f"  {process}: ready in {answer[-1]:.0f} s")
 
     def _opened_processes(self) -> set[str]:
         every = [each for case in self._cases for each in entries(case, self._settings)]

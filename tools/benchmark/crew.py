@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from typing import Any
@@ -40,14 +40,17 @@ class Crew:
         return self._wait(process, self._submit(process, request, arguments), patience)
 
     def ask_all(
-        self, requests: Mapping[str, Sequence[tuple[str, tuple[Any, ...]]]], patience: float | None = None
+        self,
+        requests: Mapping[str, Sequence[tuple[str, tuple[Any, ...]]]],
+        patience: float | None = None,
+        tell: Callable[[str, Any], None] = lambda process, answer: None,
     ) -> dict[str, list[Any]]:
         """Answers by process, all at work at once; each does its requests one after another.
 
-        A failure stands in the place of its answer.
+        A failure stands in the place of its answer. `tell` hears each answer as it comes.
         """
         pending = {
-            process: self._threads.submit(self._one_after_another, process, wanted, patience)
+            process: self._threads.submit(self._one_after_another, process, wanted, patience, tell)
             for process, wanted in requests.items()
         }
         return {process: future.result() for process, future in pending.items()}
@@ -76,7 +79,11 @@ class Crew:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _one_after_another(
-        self, process: str, wanted: Sequence[tuple[str, tuple[Any, ...]]], patience: float | None
+        self,
+        process: str,
+        wanted: Sequence[tuple[str, tuple[Any, ...]]],
+        patience: float | None,
+        tell: Callable[[str, Any], None],
     ) -> list[Any]:
         answers: list[Any] = []
         for request, arguments in wanted:
@@ -84,6 +91,7 @@ class Crew:
                 answers.append(self.ask(process, request, *arguments, patience=patience))
             except Failure as failure:
                 answers.append(failure)
+            tell(process, answers[-1])
         return answers
 
     def _submit(self, process: str, request: str, arguments: tuple[Any, ...]) -> Future[Any]:
