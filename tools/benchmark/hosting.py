@@ -124,7 +124,8 @@ def told_in_one_line() -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kept = " | ".join(lines[:4])[:400]
-        raise RuntimeError(f"{type(error).__name__}: {kept}") from error
+        kind = type(type(error).__name__, (RuntimeError,), {})  # its own class may want other arguments
+        raise kind(kept) from error
 
 
 def time_calls(

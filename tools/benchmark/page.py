@@ -83,7 +83,7 @@ def _about(run: Record) -> str:
 
 def _ceilings(run: Record) -> str:
     found = run["ceilings"]
-    rows = [(f"read bandwidth, {name}", f"{value:,.1f} GB/s") for name, value in found["bandwidths"].items()]
+    rows = [(f"bandwidth, {name}", f"{value:,.1f} GB/s") for name, value in found["bandwidths"].items()]
     rows += [(f"products in {kind}", f"{value:,.2f} TFLOP/s") for kind, value in found["rates"].items()]
     if found["cache_mb"]:
         rows.append(("last cache, as the machine tells", f"{found['cache_mb']:,.0f} MB"))
@@ -234,10 +234,14 @@ def _left_out(run: Record) -> str:
             for name, why in case[what].items():
                 told = why if what == "declined" or why.startswith("not measured") else f"failed: {why}"
                 lines.setdefault(f"{run['contestants'][name]['title']}: {told}", []).append(case["name"])
-    known = cases_on(run["device"], large=True)
-    missing = [str(case) for case in known if str(case) not in {one["name"] for one in run["cases"]}]
+    done = {one["name"] for one in run["cases"]}
+    missing: dict[str, list[str]] = {}
+    for case in cases_on(run["device"], large=True):
+        if str(case) not in done:
+            missing.setdefault(f"{case.model} in {case.dtype} at", []).append(str(case.tokens))
     if missing:
-        lines.setdefault("not measured: not part of this run", []).extend(missing)
+        told = [f"{model} {', '.join(tokens)}" for model, tokens in missing.items()]
+        lines["not measured, since not part of this run; tokens by model"] = ["; ".join(told)]
     if not lines:
         return ""
     text = "\n".join(f"- {why} ({', '.join(names)})" for why, names in lines.items())
