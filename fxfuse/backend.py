@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -18,6 +19,7 @@ from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.dynamo_graph import DynamoGraph
 from fxfuse.frontends.torch_size import size_of
 from fxfuse.inner import inner_backend
+from fxfuse.passes.forms import Form
 from fxfuse.passes.fx.inside import misses_inside
 from fxfuse.pipeline import fuse
 from fxfuse.planning.using import plan_for
@@ -29,7 +31,7 @@ __all__ = ["backend", "reports"]
 
 log = logging.getLogger("fxfuse")
 
-_OWN_OPTIONS = ("inner", "inner_options", "plan", "one_copy", "target")
+_OWN_OPTIONS = ("inner", "inner_options", "plan", "one_copy", "target", "form")
 _reports: list[Report] = []
 
 
@@ -58,7 +60,9 @@ def backend(
             folded in and the norms' own become neutral: the model stays the same function, eager and in its
             state dict, which keeps its keys and holds the folded values; `target`, token counts such as
             (1, 8, 32) or a `Target`: groups are timed at those as `inner` compiles them, the first time with
-            a compilation of every form, and those that do not pay stay sequential.
+            a compilation of every form, and those that do not pay stay sequential; `form`, the form that
+            groups are written in where nothing is timed: "two", "packed", "two/4", "kernel" (see
+            `fxfuse.passes.forms`).
 
     Raises:
         ValueError: An option is unknown or its value makes no sense, or the plan cannot be read.
@@ -81,6 +85,7 @@ def backend(
             "fxfuse.fuse(model, example_inputs, quantize=...), which returns a program."
         )
     target = given.pop("target", None)
+    form = _form(given.pop("form", None), target)
     Target.of(target)  # a mistake is told before any work is done
     budget = Budget.of(given, also=_OWN_OPTIONS)
     planned = plan_for(plan, budget)
@@ -93,7 +98,7 @@ def backend(
     if reason is None:
         try:
             with torch_timing(target, example_inputs, report, inner, mode, inner_options) as timing:
-                fused = fuse(front, budget, report, plan=planned, part=True, timing=timing)
+                fused = fuse(front, budget, report, plan=planned, part=True, timing=timing, form=form)
             report.misses += misses_inside(front.view)
         except FxfuseError as error:
             reason = str(error)
@@ -102,8 +107,22 @@ def backend(
         return compile_inner(module, example_inputs)
     report.before = size_of(module, front.weights, report.ffn_blocks)
     report.after = size_of(fused.module, front.weights_of(fused), report.ffn_blocks_left)
+    if form is not None:
+        pairs = zip(report.groups, fused.forms, strict=True)
+        report.groups = [replace(group, form=str(own)) for group, own in pairs]
     _tell(report, None)
     return CompiledGraph(front, fused, compile_inner, list(example_inputs), report, one_copy)
+
+
+def _form(text: Any, target: Any) -> Form | None:
+    if text is None:
+        return None
+    if target is not None:
+        raise InputError("form and target both choose how a group is written: give one of the two.")
+    try:
+        return Form.parse(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _tell(report: Report, reason: str | None) -> None:

@@ -14,6 +14,7 @@ from fxfuse.errors import FxfuseError
 from fxfuse.frontends.protocol import FrontEnd, Fused
 from fxfuse.judge import Judge
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.forms import Form
 from fxfuse.planning.greedy import choose_groups, split_group, split_worst
 from fxfuse.planning.matching import match_plan
 from fxfuse.planning.records import Plan
@@ -37,12 +38,14 @@ def fuse(
     part: bool = False,
     recovery: Recovery | None = None,
     timing: Timing | None = None,
+    form: Form | None = None,
 ) -> Fused | None:
     """Fuse what is legal and within `budget`; fills `report`; None when nothing was fused.
 
     With a plan its groups are fused, whatever each loses: only max_kl still holds. `part`: the graph may be
     a part of the plan's model. With `recovery` the weights of the groups are corrected on its data. With
-    `timing` only groups that pay on its target are fused, each in the form that is fastest there.
+    `timing` only groups that pay on its target are fused, each in the form that is fastest there; without,
+    all are written in `form`.
 
     Raises:
         VerificationError: The rewritten graph does not compute what it should. Nothing may be written then.
@@ -52,7 +55,7 @@ def fuse(
     started = time.perf_counter()
     report.versions = versions()
     try:
-        return _fuse(front, budget, report, progress, plan, part, recovery, timing)
+        return _fuse(front, budget, report, progress, plan, part, recovery, timing, form)
     except FxfuseError as error:
         report.error = str(error)
         report.groups = []
@@ -70,6 +73,7 @@ def _fuse(
     part: bool,
     recovery: Recovery | None,
     timing: Timing | None,
+    form: Form | None,
 ) -> Fused | None:
     progress("finding chains")
     found = find_chains(front.view, requantize=budget.requantize)
@@ -88,7 +92,9 @@ def _fuse(
         budget = replace(budget, min_sqnr=None)  # what the plan asks for is not cut
     report.misses += misses
     while groups:
-        forms = timing.settle(front.view, groups, budget, judge.loss, report) if timing is not None else None
+        forms = [form or Form()] * len(groups)
+        if timing is not None:
+            forms = timing.settle(front.view, groups, budget, judge.loss, report)
         if not groups:
             break
         blocks = [group.blocks for group in groups]

@@ -3,6 +3,7 @@
     two         gate and up products        packed      one product of both, then a split
     two/4       the width in four slices, each with products of its own, then one sum
     two, SimplifiedLayerNormalization       the norm as that operator of ONNX Runtime
+    kernel      torch, one token: norm, gate, up and activation in one kernel, down in another
 
 Which is fastest depends on the device, the runtime, the sizes and the tokens: it has to be measured.
 """
@@ -17,7 +18,7 @@ from fxfuse.passes.records import Block
 
 __all__ = ["NORMS", "RMS_OPSET", "Form", "legal_forms"]
 
-PRODUCTS = ("two", "packed")
+PRODUCTS = ("two", "packed", "kernel")
 NORMS = ("own", "SimplifiedLayerNormalization", "RMSNormalization")
 RMS_OPSET = 23
 """The first opset with RMSNormalization."""
@@ -36,9 +37,13 @@ class Form:
 
     def __post_init__(self) -> None:
         if self.products not in PRODUCTS:
-            raise ValueError(f"The products of a form are {' or '.join(PRODUCTS)}, not {self.products!r}.")
+            raise ValueError(
+                f"The products of a form are one of {', '.join(PRODUCTS)}, not {self.products!r}."
+            )
         if self.slices < 1:
             raise ValueError(f"A form has one slice or more, not {self.slices}.")
+        if self.products == "kernel" and (self.slices, self.norm) != (1, "own"):
+            raise ValueError("Kernels take a wide FFN whole, with its own norm: write the form as 'kernel'.")
         if self.norm not in NORMS:
             raise ValueError(f"The norm of a form is one of {', '.join(NORMS)}, not {self.norm!r}.")
 

@@ -170,6 +170,7 @@ class OnnxFile:
     def _legal(self, group: Sequence[Block], form: Form) -> Form:
         """`form` without what this group or this file has no place for."""
         opset = next((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), 0)
+        form = form if form.products != "kernel" else Form()
         known = group[0].norm.kind == "rms" and (form.norm != "RMSNormalization" or opset >= RMS_OPSET)
         return form if known else replace(form, norm="own")
 

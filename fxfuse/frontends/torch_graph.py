@@ -163,7 +163,8 @@ class TorchGraph:
         fused = FusedGraph(module, view, [], {})
         given = zip(wides or [None] * len(groups), forms or [Form()] * len(groups), strict=True)
         for index, (group, (corrected, asked)) in enumerate(zip(groups, given, strict=True)):
-            own, form = [blocks[block.name] for block in group], replace(asked, norm="own")
+            own = [blocks[block.name] for block in group]
+            form = self.legal(view, own, replace(asked, norm="own"))
             if corrected is None:
                 stored = self.store(view, own, form)
             else:
@@ -177,6 +178,10 @@ class TorchGraph:
         module.graph.lint()
         module.recompile()
         return fused
+
+    def legal(self, view: FxView, blocks: Sequence[Block], form: Form) -> Form:
+        """What is written of a form: kernels are for graphs that torch.compile is given."""
+        return form if form.products != "kernel" else Form()
 
     def store(self, view: FxView, blocks: Sequence[Block], form: Form) -> Stored:
         """The wide weights of a group in memory."""

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxfuse.passes.forms import Form
+from fxfuse.passes.fx import decode
 from fxfuse.timing.shape import Shape
 
 __all__ = ["Chain", "GraphRuns", "TorchRuns", "make", "make_graph"]
@@ -127,6 +128,11 @@ class Chain(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stream after the chain."""
+        if self._form is not None and self._form.products == "kernel":
+            gate, up = self.firsts
+            inner = decode.gate_up(x, gate, up, 1e-6, self._shape.activation)
+            branch: torch.Tensor = decode.down(inner, self.downs[0]).sum(0).to(x.dtype)
+            return x + branch
         for index, down in enumerate(self.downs):
             hidden = self._norm(x, index)
             slices = 1 if self._form is None else self._form.slices

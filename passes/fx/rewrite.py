@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fxfuse.passes.elementwise import region
 from fxfuse.passes.forms import Form
+from fxfuse.passes.fx import decode  # noqa: F401 - registers the operators
 from fxfuse.passes.fx.calls import ASSERTIONS, SHAPE_READERS, name_of
 from fxfuse.passes.fx.unit_norm import cast, is_aten, node_of, unit_norm
 from fxfuse.passes.fx.view import FxView
@@ -62,6 +63,8 @@ def wide_branch(
 ) -> fx.Node:
     """The wide FFN on the unit-gain norm of the first block's x, written at the current insertion point."""
     first, width = blocks[0], sum(block.intermediate_size for block in blocks)
+    if form.products == "kernel":
+        return _kernels(view, first, weights)
     hidden = unit_norm(view, first)
     spans = form.spans(width)
     cut = _Cut(view, first, weights, len(spans) > 1)
@@ -86,6 +89,18 @@ def _slice(cut: _Cut, hidden: fx.Node, start: int, stop: int, bias: fx.Node | No
     inner = _copy_region(cut.view, node_of(activation.output), known)
     down = cut.weights["down"]
     return cut.linear(inner, cut.part(down, 1, start, stop) if cut.sliced else down, bias)
+
+
+def _kernels(view: FxView, first: Block, weights: Mapping[str, fx.Node]) -> fx.Node:
+    """The two operators of `decode`, and the sum of the parts of the second."""
+    call, activation = view.module.graph.call_function, first.ffn.activation.name
+    inner = call(
+        torch.ops.fxfuse.gate_up.default,
+        (node_of(first.x), weights["gate"], weights["up"], first.norm.eps, activation),
+    )
+    parts = call(torch.ops.fxfuse.down.default, (inner, weights["down"]))
+    total = call(torch.ops.aten.sum.dim_IntList, (parts, [0]))
+    return cast(view, total, first, first.dtype)
 
 
 @dataclass(frozen=True)

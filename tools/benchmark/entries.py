@@ -42,7 +42,7 @@ class Entry:
     @property
     def is_fused(self) -> bool:
         """Whether the answer is that of the parallel form."""
-        return self.form in ("fused", "chosen")
+        return self.form in ("fused", "chosen", "kernel")
 
 
 _WHERE = {
@@ -64,7 +64,7 @@ LARGE = 500_000_000
 
 
 def _torch(form: str, mode: str, host: str = "") -> Entry:
-    stem = {"plain": "inductor", "fused": "fxfuse", "chosen": "fxfuse-chosen", "bound": "bound"}[form]
+    stem = {"plain": "inductor", "fused": "fxfuse", "bound": "bound"}.get(form, f"fxfuse-{form}")
     name = stem if mode == "default" else f"{stem}-{mode}"
     name = "eager" if (form, mode) == ("plain", "eager") else name
     name = f"{host}-replay" if mode == "replay" else name
@@ -115,6 +115,8 @@ def _on_cuda(case: Case, settings: Settings) -> list[Entry]:
     found: list[Entry] = []
     for form, stem in (("plain", "inductor"), ("fused", "fxfuse")):
         found += [_torch(form, "default"), _torch(form, "replay", stem)]
+    if case.tokens == 1 and case.dtype != "float32":
+        found += [_torch("kernel", "default"), _torch("kernel", "replay", "fxfuse-kernel")]
     found += [_onnx(form, mode) for form in ("plain", "fused") for mode in ("", "graph")]
     found += [_torch("plain", "graphs"), _torch("fused", "graphs")]
     if case.tokens in settings.autotuned:
@@ -163,6 +165,9 @@ def pairs(found: Sequence[Entry]) -> list[Pair]:
         (("graphs", "replay"), "torch.compile, CUDA graphs"),
     ):
         add(title, pick("torch", plain, modes), pick("torch", fused, modes))
+        kernel = pick("torch", ("kernel",), modes)
+        add(f"{title}, own kernels", pick("torch", plain, modes), kernel)
+        add(f"{title}: own kernels beside inductor's", pick("torch", fused, modes), kernel)
         chosen = pick("torch", ("chosen",), modes)
         add(f"{title}, chosen", pick("torch", plain, modes), chosen)
         bound = pick("torch", ("bound",), modes)
@@ -179,7 +184,8 @@ def pairs(found: Sequence[Entry]) -> list[Pair]:
     graphs = ("graphs", "replay")
     if any(e.mode in graphs for e in found):
         best = pick("torch", plain, graphs) + pick("onnx", UNFUSED, ("graph",))
-        add("best with CUDA graphs", best, pick("torch", fused, graphs) + pick("onnx", fused, ("graph",)))
+        own = pick("torch", ("fused", "kernel"), graphs) + pick("onnx", fused, ("graph",))
+        add("best with CUDA graphs", best, own)
     return made
 
 

@@ -76,6 +76,8 @@ class TorchContestant:
             import torch._inductor as inductor
 
             options["inner_options"] = dict(inductor.list_mode_options(mode))
+        if self._entry.form == "kernel":
+            options["form"] = "kernel"
         if self._entry.form == "chosen":
             options["target"] = {
                 "tokens": (tokens,), "device": self._device, "threads": self._settings.threads
