@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tools.benchmark.entries import Entry, entries
 from tools.benchmark.hosting import LEAST, time_calls
 from tools.benchmark.machine import slug
 from tools.benchmark.norm_checks import NORMS, open_prober
-from tools.benchmark.references import Reference, answers
+from tools.benchmark.references import Reference, answers, layers_of
 from tools.benchmark.subjects import Wide, build, draw_input, size_of, without_ffns
 
 # Subjects and references
@@ -46,6 +47,24 @@ def test_references_are_the_chain_in_float64_and_its_parallel_sum():
         torch.testing.assert_close(Wide(exact).double()(x.double()), found["parallel"])
     difference = (found["parallel"] - found["sequential"]).norm() / found["sequential"].norm()
     assert difference > 10 * Reference.TOLERANCE["float32"]
+
+
+def test_references_of_parts_of_a_chain():
+    model = build("chain-256x4").double()
+    x = draw_input(model, 4).double()
+    blocks = [["layers.1.mlp", "layers.2.mlp"]]
+    groups = layers_of([SimpleNamespace(blocks=each) for each in blocks])
+    assert groups == [[1, 2]]
+    (found,) = answers(model, [x], groups)
+    first, second, third, last = (
+        lambda y, layer=layer: layer.mlp(layer.post_attention_layernorm(y)) for layer in model.layers
+    )
+    with torch.no_grad():
+        start = x + first(x)
+        wide = start + second(start) + third(start)
+        torch.testing.assert_close(found["parallel"], wide + last(wide))
+    with pytest.raises(ValueError, match="names no layer"):
+        layers_of([SimpleNamespace(blocks=["mlp"])])
 
 
 def test_references_of_a_whole_model_and_of_the_same_without_ffns():

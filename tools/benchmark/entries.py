@@ -49,6 +49,7 @@ _WHERE = {
     "plain": "unfused",
     "optimizer": "after transformers.optimizer", "onnxscript": "after onnxscript's fusions",
     "fused": "fused", "chosen": "fused, form chosen by timing", "bound": "without the FFNs",
+    "kernel": "fxfuse, own kernels",
 }  # fmt: skip
 
 _MODES = {

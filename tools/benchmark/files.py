@@ -22,7 +22,7 @@ import fxfuse
 from fxfuse.export import quiet_exporter
 from models.decoder import Decoder
 from tools.benchmark.cases import Settings
-from tools.benchmark.references import write_references
+from tools.benchmark.references import answers, layers_of, write_references
 from tools.benchmark.subjects import Chain, Size, Wide, build, draw_input, size_of, without_ffns
 
 __all__ = ["Writer", "Written", "open_writer"]
@@ -100,6 +100,12 @@ class Writer:
         if report.output is None:
             written.failures["chosen.onnx"] = f"declined: {report.summary()}"
         else:
+            (found,) = answers(
+                build(self._name, "cpu", self._dtype),
+                [torch.from_numpy(sample["x"])],
+                layers_of(report.groups),
+            )
+            np.savez(self._folder / name, expected=found["parallel"].numpy())  # NAME.onnx.npz
             written.groups["chosen.onnx"] = [len(group.blocks) for group in report.groups]
             written.notes += [str(form) for group in report.groups if (form := getattr(group, "form", None))]
         return written

@@ -78,9 +78,20 @@ class Host:
             held.prepare(reference.input, reference.shape)
         form = "parallel" if entry.is_fused else "bound" if entry.form == "bound" else "sequential"
         kind = self._dtype if entry.weights == "float" else entry.weights
+        if entry.form == "chosen":
+            form = reference.add("chosen", self._chosen(entry, tokens))
         error = reference.check(held.answer(), form, kind)
         self.time(entry, 0.0)
         return error, held.groups, held.notes, round(time.perf_counter() - begin, 2)
+
+    def _chosen(self, entry: Entry, tokens: int) -> Any:
+        """What the chosen form must give: it may hold several groups, or only a part of a chain."""
+        import numpy as np
+
+        if entry.runtime == "torch":
+            return self._held[entry.name].expected
+        with np.load(self._folder / f"chosen-{tokens}.onnx.npz") as arrays:
+            return arrays["expected"]
 
     def time(self, entry: Entry, seconds: float) -> list[float]:
         """Times of single calls in one round."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import fxfuse
 from tools.benchmark.cases import Settings
 from tools.benchmark.entries import Entry
+from tools.benchmark.references import answers, layers_of
 from tools.benchmark.subjects import build, without_ffns
 
 __all__ = ["Replay", "TorchContestant"]
@@ -28,6 +29,7 @@ class TorchContestant:
         torch.backends.cuda.matmul.allow_tf32 = False
         self.groups: list[int] = []
         self.notes: list[str] = []
+        self.expected: NDArray[Any] | None = None
         self._entry, self._settings = entry, settings
         self._device, self._dtype = settings.device, getattr(torch, dtype)
         self._model = build(model, settings.device, self._dtype)
@@ -47,6 +49,9 @@ class TorchContestant:
             self.wait()
         if self._entry.is_fused:
             self.groups = self._groups_fused()
+        if self._entry.form == "chosen":  # it may have fused only parts of a chain
+            (found,) = answers(self._model, [tensor], layers_of(fxfuse.reports()[-1].groups))
+            self.expected = found["parallel"].cpu().numpy()
 
     def forget(self) -> None:
         """Drop what was compiled."""

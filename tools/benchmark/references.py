@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from models.decoder import Decoder
 from tools.benchmark.subjects import draw_input
 
-__all__ = ["Reference", "answers", "write_references"]
+__all__ = ["Reference", "answers", "layers_of", "write_references"]
 
 _LARGE = 1 << 20
 """Answers of more values than that are kept in float32."""
@@ -36,6 +37,11 @@ class Reference:
     def shape(self) -> tuple[int, ...]:
         """The shape of an answer."""
         return tuple(self._answers["sequential"].shape)
+
+    def add(self, form: str, answer: NDArray[Any]) -> str:
+        """Hold an answer of another form as well; returns its name."""
+        self._answers[form] = answer
+        return form
 
     def check(self, answer: NDArray[np.float64], form: str, kind: str) -> float:
         """The relative error of an answer; `kind` is the type or the weights' kind.
@@ -61,19 +67,24 @@ def write_references(model: nn.Module, lengths: Sequence[int], folder: Path) -> 
 
 
 @torch.no_grad()
-def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """The answers to each input in float64 by form: "sequential", "parallel", and "bound" of a decoder."""
+def answers(
+    model: nn.Module, inputs: Sequence[Tensor], groups: Sequence[Sequence[int]] | None = None
+) -> list[dict[str, Tensor]]:
+    """The answers to each input in float64 by form: "sequential", "parallel", and "bound" of a decoder.
+
+    In parallel are all FFNs of each chain, or the layers of each of `groups`.
+    """
     device = next(model.parameters()).device
     streams = [_start(model, x.to(device)) for x in inputs]
     tables = [_rotary(model, x.shape[1], device) for x in inputs]
     chains = model.config.ffn_chains() if isinstance(model, Decoder) else [range(len(model.layers))]
-    first = {chain.start for chain in chains}
     within = {index for chain in chains for index in chain}
+    parallel = chains if groups is None else groups
+    inside = {index for group in parallel for index in list(group)[1:]}
     for index, layer in enumerate(model.layers):
         exact = copy.deepcopy(layer).double()
         for stream, table in zip(streams, tables, strict=True):
-            opens = index in first or index not in within
-            _step(exact, stream, table, opens, index in within)
+            _step(exact, stream, table, index not in inside, index in within)
         del exact
     return [_finish(model, stream) for stream in streams]
 
@@ -117,6 +128,16 @@ def _finish(model: nn.Module, stream: dict[str, Tensor]) -> dict[str, Tensor]:
     return {form: head(norm(stream[form])) for form in ("sequential", "parallel", "bound")}
 
 
-def relative_error(answer: Any, expected: Any) -> float:
-    """The norm of the difference over the norm of what was expected."""
-    return float(np.linalg.norm(answer - expected) / np.linalg.norm(expected))
+def layers_of(groups: Sequence[Any]) -> list[list[int]]:
+    """The layers of each group of a report, read off the names of its blocks ("layers.3.mlp").
+
+    Raises:
+        ValueError: A name has no layer.
+    """
+    found = []
+    for group in groups:
+        numbers = [re.search(r"layers\.(\d+)", str(block)) for block in group.blocks]
+        if not all(numbers):
+            raise ValueError(f"a block of {', '.join(map(str, group.blocks))} names no layer")
+        found.append(sorted(int(number.group(1)) for number in numbers if number))
+    return found
