@@ -120,7 +120,8 @@ def _bars(run: Record, case: Record) -> list[tuple[str, float, str, float | None
     found = []
     for name, timing in case["timings"].items():
         about = run["contestants"][name]
-        kind = {"fused": "fused", "chosen": "fused", "bound": "bound"}.get(about["form"], "")
+        kind = "fused" if about["form"] in ("fused", "chosen", "kernel") else ""
+        kind = "bound" if about["form"] == "bound" else kind
         share = timing.get("share")
         found.append((about["title"], timing["p50_us"], kind, share and share * timing["p50_us"]))
     return sorted(found, key=lambda bar: bar[1])
