@@ -56,7 +56,7 @@ class GroupTiming:
 
 @dataclass(frozen=True)
 class WholeTiming:
-    """One call of the whole model on the target, in milliseconds; ratio = original / fused, round by round."""
+    """One call of the whole model on the target, in ms; ratio = original / fused, round by round."""
 
     tokens: int
     original_ms: float

@@ -185,14 +185,14 @@ def test_fused_graph_module_copies_saves_and_traces(tmp_path: Path) -> None:
 def test_verification_failure_gives_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     from fxfuse.frontends import torch_graph
 
-    right = torch_graph.widen
+    right = torch_graph.written
 
-    def widen(*arguments: Any) -> Any:
-        wide = right(*arguments)
-        wide.gate[0] += 1
-        return wide
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        stored = right(*arguments, **more)
+        stored.tensors["gate"][0] += 1
+        return stored
 
-    monkeypatch.setattr(torch_graph, "widen", widen)
+    monkeypatch.setattr(torch_graph, "written", wrong)
     with pytest.raises(VerificationError, match=r"wide FFN of blocks.0-2 differs from the parallel sum"):
         fxfuse.fuse(traced(), (stream(),), min_sqnr=None)
 

@@ -195,19 +195,19 @@ def test_the_report_tells_an_error_too(tmp_path):
 # -- what fails on the way -------------------------------------------------------------------------
 
 
-def wrong_widen(monkeypatch: pytest.MonkeyPatch) -> None:
-    widen = onnx_file.widen
+def wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = onnx_file.written
 
-    def wrong(*arguments: Any) -> Any:
-        wide = widen(*arguments)
-        wide.down.mul_(1.01)
-        return wide
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        stored = written(*arguments, **more)
+        stored.tensors["down"].mul_(1.01)
+        return stored
 
-    monkeypatch.setattr(onnx_file, "widen", wrong)
+    monkeypatch.setattr(onnx_file, "written", wrong)
 
 
 def test_a_wrong_fold_is_caught_and_not_written(tmp_path, model, monkeypatch, capsys):
-    wrong_widen(monkeypatch)
+    wrong_fold(monkeypatch)
     assert run(model, "--no-budget", "--report", tmp_path / "r.json") == 1
     assert names(tmp_path) == ["m.onnx", "r.json"]
     report = read(tmp_path / "r.json")

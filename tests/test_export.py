@@ -200,14 +200,14 @@ def test_failing_verification_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     """A wide FFN whose down projection is one per cent too large is found out."""
     from fxfuse.frontends import onnx_file
 
-    right = onnx_file.widen
+    right = onnx_file.written
 
-    def widen(*arguments: Any) -> Any:
-        wide = right(*arguments)
-        wide.down.mul_(1.01)
-        return wide
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        stored = right(*arguments, **more)
+        stored.tensors["down"].mul_(1.01)
+        return stored
 
-    monkeypatch.setattr(onnx_file, "widen", widen)
+    monkeypatch.setattr(onnx_file, "written", wrong)
     with pytest.raises(VerificationError, match="nothing was written"):
         export(frozen(), (tokens(),), tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []

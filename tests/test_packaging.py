@@ -127,7 +127,10 @@ import importlib, os, pkgutil, sys
 import fxfuse
 names = [m.name for m in pkgutil.walk_packages(fxfuse.__path__, "fxfuse.") if not m.name.endswith("__main__")]
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # kernels come with torch's CUDA builds
+        assert (name, error.name) == ("fxfuse.passes.fx.gemv", "triton"), name
 assert any(name.startswith("fxfuse.passes.") for name in names), names
 places = {}
 for name, module in list(sys.modules.items()):

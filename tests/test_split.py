@@ -232,7 +232,7 @@ def test_a_wrong_row_is_found_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fuse(save(tmp_path / "m.onnx", scale=0.2), tmp_path / "f.onnx")
-    monkeypatch.setattr("fxfuse.splitting._cut", lambda tensor, part, folder: _damaged(tensor, part))
+    monkeypatch.setattr("fxfuse.split_source._cut", lambda tensor, part, folder: _damaged(tensor, part))
     with pytest.raises(VerificationError, match=r"The blocks model\.layers\.0-2\.mlp differ from their wide"):
         split_onnx(tmp_path / "f.onnx")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f.onnx", "m.onnx"]
