@@ -163,3 +163,23 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
 def test_an_entry_names_the_file_that_it_reads():
     assert Entry("a", "", "onnx", "fused", weights="int4").file == "fused-int4.onnx"
     assert Entry("a", "", "onnx", "plain").file == "plain.onnx"
+
+
+def test_the_page_has_a_part_for_each_other_script() -> None:
+    from tools.benchmark.side_pages import side_pages
+
+    machine = {"gpu": None, "cpu": "A processor", "cores": 2}
+    ratio = {"median": 1.5, "least": 1.4, "greatest": 1.6}
+    corner = {"file_bytes": 1e6, "loss": {"relative_error": 0.1, "relative_error_to_float": 0.05}}
+    corners = {
+        "kind": "corners", "machine": machine, "versions": {"torch": "2"}, "forms": ["fused-int4"],
+        "models": [
+            {
+                "model": "chain-256", "loss_on": "tokens", "forms": {"fused-int4": corner},
+                "points": [{"tokens": 1, "ratios": {"fused-int4": ratio}}],
+            }
+        ],
+    }  # fmt: skip
+    (part,) = side_pages([{"kind": "another"}, corners])
+    assert "| fused-int4 | 1.0 MB | 1.50 [1.40 to 1.60] | 0.100 | 0.050 |" in part
+    assert "faster, 1 token |" in part

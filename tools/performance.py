@@ -20,15 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", type=Path, default=ROOT / "benchmarks", metavar="DIR")
     parser.add_argument("--to", type=Path, default=ROOT / "docs", metavar="DIR")
     options = parser.parse_args(arguments)
-    runs = []
+    runs, others = [], []
     for path in sorted(options.source.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and found.get("schema") == SCHEMA and "ceilings" in found:
             runs.append(found)
+        elif isinstance(found, dict):
+            others.append(found)
     if not runs:
         print(f"There is no run of tools/bench.py in {options.source}: run it first.")
         return 1
-    page, plots = render(runs)
+    page, plots = render(runs, others)
     folder = options.to / "performance"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.svg"):

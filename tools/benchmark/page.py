@@ -9,6 +9,8 @@ from tools.benchmark.bars import bars
 from tools.benchmark.cases import cases_on, shape_of
 from tools.benchmark.machine import slug
 from tools.benchmark.plots import ratio_plot, series_of, time_plot
+from tools.benchmark.side_pages import side_pages
+from tools.benchmark.tables import table
 
 __all__ = ["render"]
 
@@ -33,8 +35,8 @@ the share of the unfused form is near 100 % already, nothing is left to save.
 """
 
 
-def render(runs: Sequence[Record]) -> tuple[str, dict[str, str]]:
-    """The page, and the plots by file name; runs on a CPU come first."""
+def render(runs: Sequence[Record], others: Sequence[Record] = ()) -> tuple[str, dict[str, str]]:
+    """The page, and the plots by file name; runs on a CPU come first, what `others` measured at the end."""
     plots: dict[str, str] = {}
     parts = [_INTRO]
     for run in sorted(runs, key=lambda run: (run["device"] != "cpu", run["machine"]["cpu"])):
@@ -44,7 +46,7 @@ def render(runs: Sequence[Record]) -> tuple[str, dict[str, str]]:
         parts.append("## On a GPU\n\nNot measured yet: `python tools/bench.py --device cuda` measures it.\n")
     if "cpu" not in devices:
         parts.append("## On a CPU\n\nNot measured yet: `python tools/bench.py` measures it.\n")
-    return "\n".join(parts), plots
+    return "\n".join([*parts, *side_pages(others)]), plots
 
 
 def _run(run: Record, plots: dict[str, str]) -> list[str]:
@@ -54,7 +56,7 @@ def _run(run: Record, plots: dict[str, str]) -> list[str]:
     for case in cases:
         chains.setdefault((case["model"], case["dtype"]), []).append(case)
     parts = [f"## {device}\n", _about(run), _ceilings(run)]
-    parts.append("### Bars\n\n" + _table(("bar", "measured", "reached"), bars(run)))
+    parts.append("### Bars\n\n" + table(("bar", "measured", "reached"), bars(run)))
     whole = {key: group for key, group in chains.items() if shape_of(key[0]) is None}
     bare = {key: group for key, group in chains.items() if key not in whole}
     for title, groups in (("Chains of FFNs", bare), ("Whole models", whole)):
@@ -78,7 +80,7 @@ def _about(run: Record) -> str:
     text = f"{run['date'][:10]}; {versions}; {settings['threads']} threads; {settings['rounds']} rounds."
     if load is not None and load > 0.5 and run["device"] == "cpu":
         text += f" The machine was not quiet: its load was {load:.1f} before the start."
-    return text + "\n"
+    return text + (f" {run['note']}" if run.get("note") else "") + "\n"
 
 
 def _ceilings(run: Record) -> str:
@@ -88,7 +90,7 @@ def _ceilings(run: Record) -> str:
     if found["cache_mb"]:
         rows.append(("last cache, as the machine tells", f"{found['cache_mb']:,.0f} MB"))
     note = f"\nShares of bandwidth are of: {found['of']}.\n" if found["of"] else ""
-    return _table(("ceiling", "measured"), rows) + note
+    return table(("ceiling", "measured"), rows) + note
 
 
 def _model(run: Record, key: tuple[str, str], cases: list[Record], plots: dict[str, str]) -> list[str]:
@@ -142,7 +144,7 @@ def _ratios(cases: Iterable[Record]) -> str:
             for title in _declined(case)
         ]
     heading = ("tokens", "runtime", "best unfused, µs (p10 to p90)", "fused, µs", "share", "ratio")
-    return _table(heading, rows)
+    return table(heading, rows)
 
 
 def _declined(case: Record) -> list[str]:
@@ -191,8 +193,7 @@ def _every_time(run: Record, cases: Sequence[Record]) -> str:
         else ""
     )
     heading = ("case", "contestant", "p10 µs", "p50 µs", "p90 µs", "share", "waited, µs")
-    table = _table(heading, rows)
-    return f"### Every time\n\n{more}<details><summary>{len(rows)} rows</summary>\n\n{table}\n</details>\n"
+    return f"### Every time\n\n{more}{_folded(heading, rows)}"
 
 
 def _errors(run: Record, cases: Sequence[Record]) -> str:
@@ -210,7 +211,7 @@ def _errors(run: Record, cases: Sequence[Record]) -> str:
         "all cases: the sequential form for what is not fused, the parallel form for what is. What fusing "
         "itself changes is a property of a model's weights and is not in these figures.\n\n"
     )
-    return "### Errors\n\n" + text + _table(("contestant", "type", "worst relative error"), rows)
+    return "### Errors\n\n" + text + table(("contestant", "type", "worst relative error"), rows)
 
 
 def _checks(run: Record) -> str:
@@ -223,7 +224,16 @@ def _checks(run: Record) -> str:
         error = "" if one["error"] is None else f"{one['error']:.1e}"
         rows.append((one["norm"], one["dtype"], one["input"], *counts, error, one["verdict"]))
     heading = ("norm", "type", "input", "zeros", "NaN", "Inf", "relative error", "verdict")
-    return "### Norms of large values in ONNX Runtime\n\n" + _table(heading, rows)
+    bad = sum(one["verdict"] != "good" for one in checks["norms"])
+    told = (
+        f"{bad} of {len(rows)} are not good." if bad else f"All {len(rows)} are good: no zeros, NaN or Inf."
+    )
+    return f"### Norms of large values in ONNX Runtime\n\n{told}\n\n{_folded(heading, rows)}"
+
+
+def _folded(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A long table that opens when it is asked for."""
+    return f"<details><summary>{len(rows)} rows</summary>\n\n{table(heading, rows)}\n</details>\n"
 
 
 def _left_out(run: Record) -> str:
@@ -247,9 +257,3 @@ def _left_out(run: Record) -> str:
         return ""
     text = "\n".join(f"- {why} ({', '.join(names)})" for why, names in lines.items())
     return f"### Not measured, declined, failed\n\n{text}\n"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
