@@ -97,7 +97,8 @@ def _model(run: Record, key: tuple[str, str], cases: list[Record], plots: dict[s
     name = f"{slug(device_of(run))}-{key[0]}-{key[1]}"
     parts = [f"#### {_title(*key)}\n", _ratios(cases)]
     series = series_of(cases)
-    shown = {pair: points for pair, points in series.items() if not pair.startswith("fp32 unfused")}
+    apart = ("fp32 unfused", "beside inductor's")  # ratios of another kind, which the tables have
+    shown = {pair: points for pair, points in series.items() if not any(each in pair for each in apart)}
     if len(cases) > 1 and shown:
         plots[f"{name}-ratios.svg"] = ratio_plot(f"{name}-ratios", _title(*key), shown)
         parts.append(f"![Ratios by number of tokens](performance/{name}-ratios.svg)\n")

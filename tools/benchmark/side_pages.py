@@ -15,9 +15,9 @@ Record = Mapping[str, Any]
 _CORNERS = """## Fused or not, quantised or not
 
 Written by `tools/bench_corners.py`: one process a file, in turn. "Faster" is the time of the unfused fp32
-export over that of the form. Loss is against the unfused fp32 model: of the demo model the KL of the logits on
-held-out text, of a chain (random weights, on which fusing loses more than on learned ones) the relative error
-of its output; "of it quantising" is the same against the float file of the same form.
+export over that of the form. Loss is against the unfused fp32 model: of the demo model the KL of the logits
+on held-out text, of a chain (random weights, on which fusing loses more than on learned ones) the relative
+error of its output; "of it quantising" is the same against the float file of the same form.
 """
 
 _BACKEND = """## What the torch.compile backend costs
@@ -27,9 +27,9 @@ Written by `tools/bench_backend.py`: a fresh process and an empty compiler cache
 
 _TOOLS = """## The tool beside others
 
-Written by `tools/bench_tools.py`: each tool on the same file, in a process of its own, in turn. fxfuse measures
-and verifies in this time, and waits until its output is on the disk. Memory is what the system cannot drop
-(RssAnon, RssShmem); "with files" counts mapped weights, too.
+Written by `tools/bench_tools.py`: each tool on the same file, in a process of its own, in turn. fxfuse
+measures and verifies in this time, and waits until its output is on the disk. Memory is what the system
+cannot drop (RssAnon, RssShmem); "with files" counts mapped weights, too.
 """
 
 
@@ -138,7 +138,7 @@ def _tools(found: Record) -> Iterator[str]:
         sizes = [f"{each[name] / 1e9:.2f} GB" for name in ("peak", "rss")]
         rows.append((each["name"], f"{each['seconds']:.1f}", f"{middle['cpu']:.1f}", *sizes, what))
     size, runs = f"{model['weights'] / 1e9:.2f} GB in {model['dtype']}", len(found["results"][0]["runs"])
-    yield f"A decoder of {model['layers']} layers, hidden {model['hidden']}, {size}; the median of {runs} runs.\n"
+    yield f"{model['layers']} layers, hidden {model['hidden']}, {size}; the median of {runs} runs.\n"
     yield table(("tool", "seconds", "CPU seconds", "memory", "with files", "result"), rows)
     bounds = [(told, "yes" if held else "no") for told, held in found["bounds"].items()]
     yield table(("bar", "reached"), bounds)
