@@ -24,6 +24,7 @@ RMS_OPSET = 23
 """The first opset with RMSNormalization."""
 
 _STEP = 64  # channels: slices begin at multiples of it, where the width has enough of them
+_EXAMPLES = ("two", "packed/2", "two, SimplifiedLayerNormalization")
 _TEXT = re.compile(r"(\w+)(?:/([1-9]\d*))?(?:, (\w+))?")
 
 
@@ -60,8 +61,7 @@ class Form:
         """
         found = _TEXT.fullmatch(text.strip())
         if found is None:
-            example = "'two', 'packed/2' or 'two, SimplifiedLayerNormalization'"
-            raise ValueError(f"A form is written as {example}, not {text!r}.")
+            raise ValueError(f"A form is written as in {', '.join(map(repr, _EXAMPLES))}, not as {text!r}.")
         products, slices, norm = found.groups()
         return cls(products, int(slices or 1), norm or "own")
 

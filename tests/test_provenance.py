@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 import fxfuse
 from fxfuse.passes.chains import find_chains
+from fxfuse.passes.forms import Form
 from fxfuse.passes.naming import MARK
 from fxfuse.passes.onnx.provenance import KEY, WideGroup, read_provenance, record
 from tests import exporters, families
@@ -101,6 +102,7 @@ def test_a_record_survives_saving_and_loading_and_other_metadata_stays(
     assert [entry.key for entry in model.metadata_props] == ["author"]
 
 
+HALVES = Form(slices=2)
 GROUP = WideGroup(("a.0", "a.1"), ((0, 12), (12, 24)), {"gate": "g", "down": "d"})
 
 
@@ -118,6 +120,14 @@ GROUP = WideGroup(("a.0", "a.1"), ((0, 12), (12, 24)), {"gate": "g", "down": "d"
         (
             WideGroup(GROUP.blocks, ((0, 12), (12, 20)), GROUP.weights),
             "g has no axis of 20, the rows of its blocks",
+        ),
+        (
+            WideGroup(GROUP.blocks, GROUP.rows, {"gate_0": "g", "down_0": "d", "down_1": "d"}, form=HALVES),
+            "g has no axis of 12, the rows of its slice",
+        ),
+        (
+            WideGroup(GROUP.blocks, GROUP.rows, {"down_0": "d"}, form=HALVES),
+            "it names no weight down_1",
         ),
     ],
 )

@@ -17,6 +17,7 @@ from fxfuse.errors import InputError
 from fxfuse.page.records import Stage
 from fxfuse.page.summary import Parts
 from fxfuse.planning.files import read_plan
+from fxfuse.quantisation.records import Quantisation
 from fxfuse.recovery.records import GroupRecovery
 from fxfuse.report import Report
 
@@ -127,7 +128,7 @@ def decode(kind: type[_Record], data: Mapping[str, Any], where: str) -> _Record:
 
 @cache
 def _fields(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind, localns={"GroupRecovery": GroupRecovery})
+    hints = get_type_hints(kind, localns={"GroupRecovery": GroupRecovery, "Quantisation": Quantisation})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
@@ -146,8 +147,18 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if origin is list:
         return [_value(inner[0], each, f"{where}[{n}]") for n, each in enumerate(_listed(data, where))]
     if origin is dict:
-        return {key: _value(inner[1], each, f"{where}.{key}") for key, each in _mapped(data, where).items()}
+        pairs = _mapped(data, where).items()
+        return {_key(inner[0], key, where): _value(inner[1], each, f"{where}.{key}") for key, each in pairs}
     return _plain(hint, data, where)
+
+
+def _key(hint: Any, key: str, where: str) -> Any:
+    """A key as it was before JSON made it a text."""
+    if hint is not int:
+        return key
+    if not str(key).isdecimal():
+        raise ValueError(f"{where} must have whole numbers as keys, not {key!r:.60}")
+    return int(key)
 
 
 def _record(kind: type, data: Any, where: str) -> Any:

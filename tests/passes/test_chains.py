@@ -333,8 +333,9 @@ def test_chains_are_the_maximal_runs_of_equal_neighbours(kinds: list[tuple[float
 
 TELLING = [
     "budget.py", "inside.py", "planning/greedy.py", "planning/using.py", "report.py", "splitting.py",
-    "inspection",
+    "inspection", "split_source.py",
     "frontends/bodies.py", "frontends/callables.py", "frontends/dynamo_graph.py",
+    "quantisation/judging.py", "quantisation/onnx.py", "quantisation/torch.py", "timing/choosing.py",
 ]  # fmt: skip
 """The parts of fxfuse that give reasons, next to all of passes."""
 

@@ -107,6 +107,15 @@ def test_weight_with_another_reader_stays_too(tmp_path: Path) -> None:
     assert error(path, tmp_path / "q.onnx") < 0.2
 
 
+def test_a_product_whose_packed_name_is_taken_stays(tmp_path: Path) -> None:
+    small = Small(layers=1)
+    small.weights.append(numpy_helper.from_array(np.zeros((1, VOCAB), np.float32), "head_Q4"))
+    small._node("Add", "logits", "head_Q4", out="more")
+    path = save(tmp_path / "m.onnx", small.model())
+    (left,) = quantize_file(path, tmp_path / "q.onnx", "int4").left
+    assert left.reason == "its packed weight would take a name that the model uses"
+
+
 def test_what_cannot_be_quantised_says_why(tmp_path: Path) -> None:
     small = Small(layers=1)
     small.weights.append(numpy_helper.from_array(np.zeros((1, VOCAB, 5), np.float32), "deep"))
