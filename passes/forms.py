@@ -3,6 +3,7 @@
     two         gate and up products        packed      one product of both, then a split
     two/4       the width in four slices, each with products of its own, then one sum
     two, SimplifiedLayerNormalization       the norm as that operator of ONNX Runtime
+    sums        torch, one token: products as (weight * x).sum(-1), which inductor writes as loops of its own
     kernel      torch, one token: norm, gate, up and activation in one kernel, down in another
 
 Which is fastest depends on the device, the runtime, the sizes and the tokens: it has to be measured.
@@ -16,9 +17,11 @@ from dataclasses import dataclass, replace
 
 from fxfuse.passes.records import Block
 
-__all__ = ["NORMS", "RMS_OPSET", "Form", "legal_forms"]
+__all__ = ["NORMS", "ONE_TOKEN", "RMS_OPSET", "Form", "legal_forms"]
 
-PRODUCTS = ("two", "packed", "kernel")
+PRODUCTS = ("two", "packed", "sums", "kernel")
+ONE_TOKEN = ("sums", "kernel")
+"""Products of torch graphs that are compiled for one token."""
 NORMS = ("own", "SimplifiedLayerNormalization", "RMSNormalization")
 RMS_OPSET = 23
 """The first opset with RMSNormalization."""
@@ -43,8 +46,10 @@ class Form:
             )
         if self.slices < 1:
             raise ValueError(f"A form has one slice or more, not {self.slices}.")
-        if self.products == "kernel" and (self.slices, self.norm) != (1, "own"):
-            raise ValueError("Kernels take a wide FFN whole, with its own norm: write the form as 'kernel'.")
+        if self.products in ONE_TOKEN and (self.slices, self.norm) != (1, "own"):
+            raise ValueError(
+                f"The form {self.products} takes a wide FFN whole, with its own norm: write it without more."
+            )
         if self.norm not in NORMS:
             raise ValueError(f"The norm of a form is one of {', '.join(NORMS)}, not {self.norm!r}.")
 

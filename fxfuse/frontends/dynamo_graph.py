@@ -13,7 +13,7 @@ from fxfuse.frontends.torch_graph import FusedGraph, TorchGraph
 from fxfuse.one_copy import adopted
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.forms import Form
-from fxfuse.passes.fx.decode import kernels_fit
+from fxfuse.passes.fx.decode import kernels_fit, sums_fit
 from fxfuse.passes.fx.view import FxView
 from fxfuse.passes.records import Block
 from fxfuse.passes.storing import Stored
@@ -55,8 +55,9 @@ class DynamoGraph(TorchGraph):
         return next(names, None)
 
     def legal(self, view: FxView, blocks: Sequence[Block], form: Form) -> Form:
-        """Kernels where they fit."""
-        return form if form.products != "kernel" or kernels_fit(view, blocks) else Form()
+        """Kernels and sums where they fit."""
+        fits = {"kernel": kernels_fit, "sums": sums_fit}.get(form.products)
+        return form if fits is None or fits(view, blocks) else Form()
 
     def store(self, view: FxView, blocks: Sequence[Block], form: Form) -> Stored:
         """As of any graph, but for parameters that are parts of a wide weight already (see one_copy)."""

@@ -26,7 +26,7 @@ from fxfuse.frontends.protocol import Batch
 from fxfuse.inputs import Sample, specs_of
 from fxfuse.onnxio import INLINE_LIMIT, total_bytes, write_model
 from fxfuse.passes.chains import find_chains
-from fxfuse.passes.forms import RMS_OPSET, Form
+from fxfuse.passes.forms import ONE_TOKEN, RMS_OPSET, Form
 from fxfuse.passes.onnx.contract import contract
 from fxfuse.passes.onnx.expand import expand
 from fxfuse.passes.onnx.extract import ModelIndex
@@ -170,7 +170,7 @@ class OnnxFile:
     def _legal(self, group: Sequence[Block], form: Form) -> Form:
         """`form` without what this group or this file has no place for."""
         opset = next((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), 0)
-        form = form if form.products != "kernel" else Form()
+        form = form if form.products not in ONE_TOKEN else Form()
         known = group[0].norm.kind == "rms" and (form.norm != "RMSNormalization" or opset >= RMS_OPSET)
         return form if known else replace(form, norm="own")
 

@@ -15,7 +15,7 @@ from fxfuse.frontends.outputs import choose_output
 from fxfuse.frontends.protocol import Batch
 from fxfuse.passes.chains import find_chains
 from fxfuse.passes.elementwise import evaluate
-from fxfuse.passes.forms import Form
+from fxfuse.passes.forms import ONE_TOKEN, Form
 from fxfuse.passes.fx.rewrite import remove_unread, rewrite_group
 from fxfuse.passes.fx.run import compute
 from fxfuse.passes.fx.view import FxView
@@ -180,8 +180,8 @@ class TorchGraph:
         return fused
 
     def legal(self, view: FxView, blocks: Sequence[Block], form: Form) -> Form:
-        """What is written of a form: kernels are for graphs that torch.compile is given."""
-        return form if form.products != "kernel" else Form()
+        """What is written of a form: some are for graphs that torch.compile is given."""
+        return form if form.products not in ONE_TOKEN else Form()
 
     def store(self, view: FxView, blocks: Sequence[Block], form: Form) -> Stored:
         """The wide weights of a group in memory."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from fxfuse.naming import span
 from fxfuse.passes.forms import Form, legal_forms
-from fxfuse.passes.fx.decode import kernels_fit
+from fxfuse.passes.fx.decode import kernels_fit, sums_fit
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
 from fxfuse.progress import Step
@@ -47,7 +47,7 @@ class Timer:
         runtime: "onnxruntime", or the name of a backend of torch.compile.
         options: Those of torch.compile, for such a backend.
         weights: How weights will be stored at the end, as in `Shape`; None as they are.
-        kernels: Whether fxfuse's own kernels for one token may be used, on a CUDA device.
+        compiled: Whether the graph is torch.compile's own, for which there are more forms at one token.
         thorough: Time every form at every token count, also one that cannot pay any more.
         stage, cache, pace, progress: Where contestants run, what is known, how long is measured, who is told.
     """
@@ -60,7 +60,7 @@ class Timer:
         options: Mapping[str, Any] | None = None,
         weights: str | None = None,
         thorough: bool = False,
-        kernels: bool = False,
+        compiled: bool = False,
         stage: Stage | None = None,
         cache: Cache | None = None,
         pace: Pace | None = None,
@@ -68,7 +68,7 @@ class Timer:
     ) -> None:
         self.target, self.runtime = target, runtime
         self._options, self._weights, self._thorough = dict(options or {}), weights, thorough
-        self._kernels = kernels and target.device == "cuda" and target.tokens == (1,)
+        self._compiled = compiled
         self._stage = stage
         kept = cache if cache is not None else Cache(cache_path())
         self._memory = Memory(kept, target, runtime, self._options)
@@ -107,7 +107,10 @@ class Timer:
         opsets = getattr(getattr(view, "model", None), "opset_import", ())
         opset = next((each.version for each in opsets if each.domain in ("", "ai.onnx")), None)
         forms = legal_forms(blocks, self.runtime, opset)
-        return [*forms, Form("kernel")] if self._kernels and kernels_fit(view, blocks) else forms
+        if self._compiled and self.target.tokens == (1,):
+            fits, name = (kernels_fit, "kernel") if self.target.device == "cuda" else (sums_fit, "sums")
+            forms += [Form(name)] if fits(view, blocks) else []
+        return forms
 
     def decide_shape(self, shape: Shape, forms: Sequence[Form], name: str) -> Decision:
         """The same for a shape; `name` stands in the reason."""

@@ -141,7 +141,7 @@ class Chain(nn.Module):
             for place, (start, stop) in enumerate(spans):
                 inner = self._inner(hidden, index, start, stop)
                 bias = self.down_biases[index] if self._bias and place == 0 else None
-                parts.append(F.linear(inner, down[:, start:stop], bias))
+                parts.append(self._product(inner, down[:, start:stop], bias))
             x = x + functools.reduce(torch.add, parts)
         return x
 
@@ -170,8 +170,14 @@ class Chain(nn.Module):
         weight = self.firsts[place]
         bias = self.first_biases[place] if self._bias else None
         if (start, stop) == (0, len(weight)):
+            return self._product(x, weight, bias)
+        return self._product(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._form is None or self._form.products != "sums":
             return F.linear(x, weight, bias)
-        return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+        total = (x.unsqueeze(-2) * weight).sum(-1)
+        return total if bias is None else total + bias
 
 
 def _weights(dtype: torch.dtype, sizes: Sequence[tuple[int, ...]]) -> nn.ParameterList:

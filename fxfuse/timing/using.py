@@ -118,7 +118,7 @@ def torch_timing(
         return
     written = _inner_options(found, inner, mode, options)
     whole = TorchWhole(front, found, inner, written, progress) if front is not None else None
-    with Timer(found, inner, options=written, progress=progress, kernels=front is None) as timer:
+    with Timer(found, inner, options=written, progress=progress, compiled=front is None) as timer:
         yield Timing(timer, whole)
     if whole is not None:
         report.notes += [f"all was timed as torch.compile with {inner} runs it", *whole.notes]

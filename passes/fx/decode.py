@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fxfuse.passes.records import Block
 from fxfuse.passes.view import View
 
-__all__ = ["ACTIVATIONS", "down", "gate_up", "has_triton", "kernels_fit"]
+__all__ = ["ACTIVATIONS", "down", "gate_up", "has_triton", "kernels_fit", "sums_fit"]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -52,6 +52,12 @@ def kernels_fit(view: View, blocks: Sequence[Block]) -> bool:
         and first.ffn.activation.name in ACTIVATIONS
         and not any(step.kind == "add" for step in steps)
     )
+
+
+def sums_fit(view: View, blocks: Sequence[Block]) -> bool:
+    """Whether products may be written as sums: 32 bits, and a graph for one token."""
+    shape = view.shape(blocks[0].x)
+    return blocks[0].dtype == "float32" and shape is not None and all(size == 1 for size in shape[:-1])
 
 
 @torch.library.custom_op("fxfuse::gate_up", mutates_args=())

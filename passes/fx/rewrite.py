@@ -67,7 +67,7 @@ def wide_branch(
         return _kernels(view, first, weights)
     hidden = unit_norm(view, first)
     spans = form.spans(width)
-    cut = _Cut(view, first, weights, len(spans) > 1)
+    cut = _Cut(view, first, weights, len(spans) > 1, form.products == "sums")
     total = _slice(cut, hidden, *spans[0], bias=weights.get("down_bias"))
     for start, stop in spans[1:]:
         total = cut.call(torch.add, torch.ops.aten.add.Tensor, total, _slice(cut, hidden, start, stop))
@@ -111,6 +111,7 @@ class _Cut:
     first: Block
     weights: Mapping[str, fx.Node]
     sliced: bool
+    sums: bool = False
 
     def call(self, plain: Any, aten: Any, *args: Any) -> fx.Node:
         """A call of one of two spellings of an operator."""
@@ -124,6 +125,12 @@ class _Cut:
 
     def linear(self, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
         """A product and its bias."""
+        if self.sums:
+            aten = torch.ops.aten
+            column = self.call(torch.unsqueeze, aten.unsqueeze.default, x, -2)
+            terms = self.call(torch.mul, aten.mul.Tensor, column, weight)
+            total = self.call(torch.sum, aten.sum.dim_IntList, terms, [-1])
+            return total if bias is None else self.call(torch.add, aten.add.Tensor, total, bias)
         return self.call(F.linear, torch.ops.aten.linear.default, x, weight, bias)
 
     def product(self, x: fx.Node, role: str, start: int, stop: int) -> fx.Node:

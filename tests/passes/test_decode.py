@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fxfuse
 from fxfuse.passes.forms import Form
 from fxfuse.passes.fx import decode
+from tests.passes.graphs import Spec, Stack, example, parallel
 
 
 @pytest.mark.parametrize("activation", decode.ACTIVATIONS)
@@ -36,5 +38,17 @@ def test_kernels_against_float64(hidden: int, activation: str) -> None:
 
 def test_form_is_for_the_whole_ffn() -> None:
     assert str(Form.parse("kernel")) == "kernel"
-    with pytest.raises(ValueError, match="take a wide FFN whole"):
+    with pytest.raises(ValueError, match="takes a wide FFN whole"):
         Form("kernel", 2)
+
+
+@pytest.mark.parametrize("tokens, form", [(1, "sums"), (2, "two")])
+def test_products_as_sums_are_for_one_token(tokens: int, form: str) -> None:
+    stack, x = Stack([Spec(), Spec(bias=True, width=20)]), example(batch=1, length=tokens)
+    seen = fxfuse.reports()
+    with torch.no_grad():
+        options = {"min_sqnr": None, "form": "sums", "inner": "eager"}
+        found = torch.compile(stack, backend=fxfuse.backend, options=options)(x)
+    (report,) = fxfuse.reports()[len(seen) :]
+    assert [group.form for group in report.groups] == [form]
+    torch.testing.assert_close(found.double(), parallel(stack, x), rtol=1e-4, atol=1e-5)
