@@ -52,8 +52,23 @@ def test_a_close_race_is_measured_more_often_and_a_clear_one_is_not():
     close, clear = FakeStage(speeds(two=0.99)), FakeStage(speeds(two=0.5))
     for stage in (close, clear):
         timer(stage, tokens=(1,)).decide_shape(SHAPE, [Form()], "a")
-    assert clear.turns.count(("two", 1)) == PACE.rounds
+    assert clear.turns.count(("two", 1)) == 2 * PACE.rounds  # the second time in new memory
     assert close.turns.count(("two", 1)) == 3 * PACE.rounds
+
+
+def test_a_winner_has_to_win_in_new_memory_too():
+    """The form that was fast where it lay by chance is taken for slow, and the next one wins"""
+
+    def speed(shape: Shape, name: str, tokens: int) -> float:
+        again = stage.opened.count("two") > 1
+        return {"two": 1.1 if again else 0.7, "packed": 0.8}.get(name, 1.0)
+
+    stage = FakeStage(speed)
+    decision = timer(stage, tokens=(1,)).decide_shape(SHAPE, [Form(), Form("packed")], "a")
+    assert decision.form == Form("packed")
+    assert decision.timing is not None
+    assert decision.timing.fused_ms[1] == pytest.approx(0.8 * decision.timing.sequential_ms[1])
+    assert stage.opened[-4:] == ["two", BASELINE, "packed", BASELINE]
 
 
 def test_forms_are_timed_in_heats_where_memory_is_short():
