@@ -191,15 +191,15 @@ def pairs(found: Sequence[Entry]) -> list[Pair]:
 
 
 def ratio_of(pair: Pair, timings: Mapping[str, Timing]) -> Ratio | None:
-    """The best unfused time over the best fused time in each round; None where a side was not timed."""
+    """The ratio of both sides' best, by round; None where a side was not timed.
+
+    The best of a side is the contestant with the least median: the least of several noisy times in every
+    round would flatter the side that has more contestants.
+    """
     one, other = (_best(side, timings) for side in (pair.unfused, pair.fused))
     return Ratio.of(one, other) if one is not None and other is not None else None
 
 
 def _best(names: Sequence[str], timings: Mapping[str, Timing]) -> Timing | None:
     there = [timings[name] for name in names if name in timings]
-    if not there:
-        return None
-    first = min(there, key=lambda each: each.p50_us)
-    rounds = tuple(min(column) for column in zip(*(each.round_p50_us for each in there), strict=True))
-    return Timing(first.calls, first.p10_us, first.p50_us, first.p90_us, rounds)
+    return min(there, key=lambda each: each.p50_us, default=None)
