@@ -23,12 +23,13 @@ Written by `python -m tools.performance` from the runs of `tools/bench.py` in [b
 
 How it was measured. Every contestant runs in a process of its own; while one runs, the others sleep. They
 take turns for several rounds, and the order turns round each time. Every answer was checked against float64
-before it was timed. A ratio is the time of the best unfused contestant (the one with the least median) over that
-of the best fused one, the median over rounds: above 1 the fused form is faster. In brackets stand the least
-and the greatest round, which are the noise; ~ marks ratios whose rounds do not agree on who is faster. "Share" is what the machine could do
-at most over what was measured: the time that reading the weights once takes at the measured bandwidth, or
-computing the products at the measured rate, whichever is longer, over the time of a call. Weights that fit
-into the last cache may be read faster than memory is, so a share may pass 100 % there; it is marked with *.
+before it was timed. A ratio is the time of the best unfused contestant, the one with the least median, over
+that of the best fused one, the median over rounds: above 1 the fused form is faster. In brackets stand the
+least and the greatest round, which are the noise; ~ marks ratios whose rounds do not agree on who is faster.
+"Share" is what the machine could do at most over what was measured: the time that reading the weights once
+takes at the measured bandwidth, or computing the products at the measured rate, whichever is longer, over the
+time of a call. Weights that fit into the last cache may be read faster than memory is, so a share may pass
+100 % there; it is marked with *.
 
 Fusing moves no fewer weights. It saves the depth: launches, norms, adds and the ends of small products. Where
 the share of the unfused form is near 100 % already, nothing is left to save.
