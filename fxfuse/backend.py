@@ -119,8 +119,12 @@ def _form(text: Any, target: Any) -> Form | None:
         return None
     if target is not None:
         raise InputError("form and target both choose how a group is written: give one of the two.")
+    if isinstance(text, Form):
+        return text
+    if not isinstance(text, str):
+        raise InputError(f"form must be a text such as 'packed' or 'two/4', not {text!r}.")
     try:
-        return Form.parse(text) if isinstance(text, str) else text
+        return Form.parse(text)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -65,7 +65,7 @@ def gate_up(
     x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, eps: float, activation: str
 ) -> torch.Tensor:
     """The inner values [..., width] of an FFN on the unit RMSNorm of x [..., hidden]."""
-    if _one_token(x):
+    if _kernels_run(x, gate, up):
         from fxfuse.passes.fx.gemv import gate_up_token
 
         found: torch.Tensor = gate_up_token(x, gate, up, eps, activation)
@@ -82,12 +82,12 @@ def _(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, eps: float, activat
 @torch.library.custom_op("fxfuse::down", mutates_args=())
 def down(inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The last product in float32, [parts, ..., hidden]: its parts are still to be added."""
-    if _one_token(inner):
+    parts = _parts(weight)
+    if _kernels_run(inner, weight):
         from fxfuse.passes.fx.gemv import down_token
 
-        found: torch.Tensor = down_token(inner, weight)
+        found: torch.Tensor = down_token(inner, weight, parts)
         return found
-    parts = _parts(weight)
     total = F.linear(inner, weight).float()
     return torch.cat([total.unsqueeze(0), total.new_zeros(parts - 1, *total.shape)])
 
@@ -102,5 +102,7 @@ def _parts(weight: torch.Tensor) -> int:
     return 4 if weight.shape[0] <= 2048 else 1
 
 
-def _one_token(x: torch.Tensor) -> bool:
-    return x.is_cuda and x.numel() == x.shape[-1] and x.dtype in (torch.float16, torch.bfloat16)
+def _kernels_run(x: torch.Tensor, *weights: torch.Tensor) -> bool:
+    """Whether this call is one that the kernels are for: they take memory to be laid out row by row."""
+    one = x.is_cuda and x.numel() == x.shape[-1] and str(x.dtype).removeprefix("torch.") in _TYPES
+    return one and all(each.is_contiguous() for each in (x, *weights))

@@ -32,12 +32,9 @@ def gate_up_token(
     return inner
 
 
-def down_token(inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def down_token(inner: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
     """Down @ inner in float32, in parts; see `decode.down`."""
-    from fxfuse.passes.fx.decode import _parts
-
     hidden, width = weight.shape
-    parts = _parts(weight)
     out = inner.new_empty((parts, *inner.shape[:-1], hidden), dtype=torch.float32)
     warps = 4 if parts > 1 else 8
     _down[(triton.cdiv(hidden, 4), parts)](

@@ -52,3 +52,16 @@ def test_products_as_sums_are_for_one_token(tokens: int, form: str) -> None:
     (report,) = fxfuse.reports()[len(seen) :]
     assert [group.form for group in report.groups] == [form]
     torch.testing.assert_close(found.double(), parallel(stack, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "form, reason",
+    [
+        (3, "must be a text such as"),
+        ("three", "products of a form are one of"),
+        ("two two", "is written as in"),
+    ],
+)
+def test_what_is_no_form_is_told_before_any_work(form: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        fxfuse.backend(None, [], options={"form": form})  # type: ignore[arg-type]

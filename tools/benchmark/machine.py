@@ -6,8 +6,9 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from fxfuse.timing.machine import available_cores, cpu_name
 
 __all__ = ["Machine", "available_cores", "slug"]
 
@@ -28,7 +29,7 @@ class Machine:
         """This machine; its GPU only where the benchmark runs on it."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         system = f"{platform.system()} {platform.machine()}"
-        return cls(_cpu_name(), available_cores(), _memory(), _gpu(device), system, load)
+        return cls(cpu_name(), available_cores(), _memory(), _gpu(device), system, load)
 
     @property
     def device_name(self) -> str:
@@ -40,26 +41,10 @@ class Machine:
         return asdict(self)
 
 
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def slug(name: str) -> str:
     """A device's name as a file name: "AMD EPYC(TM) 9654" -> "amd-epyc-9654"."""
     plain = re.sub(r"\((?:r|tm|c)\)", " ", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(\S.*)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def _memory() -> float | None:
