@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 from fxfuse.timing.rounds import Timing
 from fxfuse.timing.workers import Failure
 from tools import bench, performance
-from tools.benchmark import contest, results
+from tools.benchmark import contest, results, turns
 from tools.benchmark.bars import bars
 from tools.benchmark.cases import QUICK, Case, Settings, cases_on, shape_of
 from tools.benchmark.ceilings import Ceilings
@@ -75,7 +76,7 @@ class FakeCrew:
         pass
 
     def close(self) -> None:
-        pass
+        self.log.append(("close", ""))
 
     def __enter__(self) -> "FakeCrew":
         return self
@@ -89,7 +90,7 @@ def crew(monkeypatch: pytest.MonkeyPatch) -> type[FakeCrew]:
     written = Written(Size(4_325_376, 4_325_376), {"fused.onnx": [8]})
     monkeypatch.setattr(contest, "Crew", FakeCrew)
     monkeypatch.setattr(contest, "_write", lambda *_: written)
-    monkeypatch.setattr(contest, "available", lambda _: 100.0)
+    monkeypatch.setattr(turns, "available", lambda _: 100.0)
     monkeypatch.setattr(FakeCrew, "log", [])
     return FakeCrew
 
@@ -103,6 +104,17 @@ def test_contestants_take_turns_and_the_order_turns_round(crew: type[FakeCrew]):
     titles += [f"{start} {kind}{end}" for kind in ("int8", "int4") for start, end in ROUTES]
     assert {t: ratio.rounds for t, ratio in result.ratios.items()} == dict.fromkeys(titles, (1.0,) * 3)
     assert result.groups == {"onnx-fused": [8], "fxfuse": [8]}
+
+
+def test_a_second_seating_opens_new_processes_in_the_opposite_order(crew: type[FakeCrew]):
+    cases = [CASE, Case("chain-256", 8)]
+    found = list(measure(cases, replace(QUIET, rounds=1, seatings=2)))
+    assert [result.case for result in found] == cases
+    names = [entry.name for entry in entries(CASE, QUIET)]
+    assert [name for request, name in crew.log if request == "open"] == [*names, *reversed(names)]
+    assert [request for request, _ in crew.log].count("close") == 2
+    for result in found:
+        assert {len(timing.round_p50_us) for timing in result.timings.values()} == {2}
 
 
 @pytest.mark.parametrize("request_", ["open", "prepare", "time"])

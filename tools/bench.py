@@ -125,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time models and bare chains, fused against not.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=_positive, help="threads of both runtimes (default: all cores)")
-    parser.add_argument("--rounds", type=_positive, help="rounds that each contestant runs (default: 4)")
+    parser.add_argument("--rounds", type=_positive, help="rounds of each seating (default: 5)")
+    parser.add_argument(
+        "--seatings", type=_positive,
+        help="how often contestants are seated in new processes, in turned order (default: 2; 1 on CUDA)",
+    )  # fmt: skip
     parser.add_argument(
         "--minutes", type=float, metavar="N", help="begin no case that would end after so long"
     )
@@ -161,11 +165,12 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace) -> Settings:
     on_cuda = options.device == "cuda"
     hurried = options.minutes is not None and options.minutes < HURRIED
-    rounds, seconds = (2, 0.03) if options.quick else (3, 0.03) if on_cuda else (4, 0.12)
+    rounds, seconds = (2, 0.03) if options.quick else (3, 0.03) if on_cuda else (5, 0.12)
     return Settings(
         device=options.device,
         threads=options.threads or available_cores(),
         rounds=options.rounds or rounds,
+        seatings=options.seatings or (1 if on_cuda or options.quick else 2),
         seconds=seconds,
         pause=0.005 if on_cuda else 0.05,
         autotuned=(() if hurried else (1,)) if options.autotune is None else options.autotune,

@@ -40,6 +40,8 @@ class Case:
 class Settings:
     """How to measure: `seconds` a round at least; `pause` seconds after each, until the threads sleep.
 
+    `rounds` are those of each of the `seatings`: how often contestants are seated in new processes.
+
     `autotuned`: the numbers of tokens at which inductor's max-autotune is measured, as it compiles for long.
     `patience`, `writing`: seconds that one request of a contestant, and a model's files, may take.
     `chosen`: whether the form that fxfuse chooses by timing takes part. `checks`: answers are what counts,
@@ -50,6 +52,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     rounds: int = 5
+    seatings: int = 1
     seconds: float = 0.12
     pause: float = 0.05
     autotuned: tuple[int, ...] = (1,)

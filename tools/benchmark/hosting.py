@@ -16,7 +16,7 @@ from tools.benchmark.entries import Entry
 __all__ = ["Host", "open_host", "time_calls"]
 
 LEAST = 3
-"""Samples of a round at least."""
+"""Samples of a round at least; one, where a single call takes longer than the round."""
 
 SAMPLE = 2e-3
 """On a GPU calls are queued until a sample is about that long, and waited for once."""
@@ -142,7 +142,7 @@ def told_in_one_line() -> Iterator[None]:
 def time_calls(
     call: Callable[[], Any], wait: Callable[[], None], seconds: float, *, queued: bool = False
 ) -> list[float]:
-    """Times of single calls for `seconds` and at least three; a third of that warms up before.
+    """Times of single calls for `seconds` and `LEAST` at least; a third of that warms up before.
 
     Where they are `queued`, calls are given to the GPU one after another and waited for once: each time is
     the mean of such a run.
@@ -154,7 +154,8 @@ def time_calls(
         first = _samples(call, wait, seconds / 3, 1, 1)
         if queued:
             count = max(1, min(MOST_QUEUED, int(SAMPLE / min(first))))
-        return _samples(call, wait, seconds, LEAST, count)
+        least = 1 if min(first) > seconds > 0 else LEAST
+        return _samples(call, wait, seconds, least, count)
     finally:
         gc.enable()
 

@@ -22,10 +22,12 @@ Written by `python -m tools.performance` from the runs of `tools/bench.py` in [b
 `make bench` runs both.
 
 How it was measured. Every contestant runs in a process of its own; while one runs, the others sleep. They
-take turns for several rounds, and the order turns round each time. Every answer was checked against float64
-before it was timed. A ratio is the time of the best unfused contestant, the one with the least median, over
-that of the best fused one, the median over rounds: above 1 the fused form is faster. In brackets stand the
-least and the greatest round, which are the noise; ~ marks ratios whose rounds do not agree on who is faster.
+take turns for several rounds, and the order turns round each time; where it says two seatings, they are then
+started anew in the opposite order, since a process keeps the memory it was given and the first gets the best.
+Every answer was checked against float64 before it was timed. A ratio is the time of the best unfused
+contestant, the one with the least median, over that of the best fused one, the median over rounds: above 1
+the fused form is faster. In brackets stand the least and the greatest round, which are the noise; ~ marks
+ratios whose rounds do not agree on who is faster.
 "Share" is what the machine could do at most over what was measured: the time that reading the weights once
 takes at the measured bandwidth, or computing the products at the measured rate, whichever is longer, over the
 time of a call. Weights that fit into the last cache may be read faster than memory is, so a share may pass
@@ -78,7 +80,10 @@ def device_of(run: Record) -> str:
 def _about(run: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     settings, load = run["settings"], run["machine"]["load"]
-    text = f"{run['date'][:10]}; {versions}; {settings['threads']} threads; {settings['rounds']} rounds."
+    rounds = f"{settings['rounds']} rounds"
+    if (seatings := settings.get("seatings", 1)) > 1:
+        rounds += f" in each of {seatings} seatings"
+    text = f"{run['date'][:10]}; {versions}; {settings['threads']} threads; {rounds}."
     if load is not None and load > 0.5 and run["device"] == "cpu":
         text += f" The machine was not quiet: its load was {load:.1f} before the start."
     return text + (f" {run['note']}" if run.get("note") else "") + "\n"

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints of any size: fused tensor by tensor, checked, and loaded again."""

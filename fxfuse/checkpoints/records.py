@@ -1,0 +1,152 @@
+"""What a checkpoint is, what is to become of it, and how every output tensor is made: nothing but data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fxfuse.checkpoints.families import Family
+from fxfuse.checkpoints.tensors import Tensors
+
+__all__ = [
+    "Checkpoint", "Copy", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part", "Recipe", "Same",
+    "Stacked", "Summed",
+]  # fmt: skip
+
+Group: TypeAlias = tuple[int, ...]
+"""Layers, by number, whose FFNs become one: consecutive, and only the first may have attention."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the checkpoint as it is: `own`: what its config says of it alone, as key-value heads."""
+
+    number: int
+    attention: bool
+    ffn: bool
+    intermediate_size: int
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of safetensors files with its config.json; `dialect` is how that says that layers differ.
+
+    "plain": they do not. "nemotron-nas", "per_layer_config", "anymodel": see `fxfuse.checkpoints.dialects`.
+    "llm-drop": `drop_attn_list`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    dialect: str
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    tensors: Tensors
+
+    def prefix(self, layer: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.family.layers}.{layer}"
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """A layer of the fused checkpoint, made of one layer or of a group.
+
+    intermediate_size: with `padding`, channels of zeros that a format asks for. keeps_gain: the norm keeps
+    the gain that all blocks share, bit for bit, and nothing is folded.
+    """
+
+    number: int
+    sources: Group
+    attention: bool
+    intermediate_size: int
+    padding: int = 0
+    keeps_gain: bool = True
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is made of several."""
+        return len(self.sources) > 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layers of the fused checkpoint, in the dialect that it is written in."""
+
+    dialect: str
+    layers: tuple[OutputLayer, ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The layers, by their old numbers, that became one."""
+        return [layer.sources for layer in self.layers if layer.fused]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The bytes of one tensor, or of some of its rows [start, stop), times `factor`."""
+
+    source: str
+    rows: tuple[int, int] | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Same:
+    """One value everywhere: a norm of unit gain, padding."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block's share: `rows` of tensor `source`, times the gain of its norm where one is folded.
+
+    gain: the norm's weight, to which `gain_offset` is added; None: nothing is folded.
+    """
+
+    source: str
+    rows: tuple[int, int] | None = None
+    gain: str | None = None
+    gain_offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Parts below one another (`axis` 0: gate, up, their biases) or side by side (1: down), then zeros.
+
+    Several runs of parts follow each other: gate and up of a packed product, each with its own padding, in
+    rows of the output.
+    """
+
+    runs: tuple[tuple[Part, ...], ...]
+    axis: int
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The sum of tensors: biases of down."""
+
+    sources: tuple[str, ...]
+
+
+Recipe: TypeAlias = Copy | Same | Stacked | Summed
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor that will be written: its type as safetensors names it ("BF16"), and what it is made of.
+
+    file: the path in the output folder that it has to stand in, where the format says so; "" where shards are
+    cut by size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    recipe: Recipe
+    file: str = ""
