@@ -16,7 +16,8 @@ __all__ = [
 ]  # fmt: skip
 
 Group: TypeAlias = tuple[int, ...]
-"""Layers, by number, whose FFNs become one: consecutive, and only the first may have attention."""
+"""Layers, by number, whose FFNs become one: consecutive but for layers that hold nothing, and only the first
+may have attention."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Checkpoint:
 class OutputLayer:
     """A layer of the fused checkpoint, made of one layer or of a group.
 
-    intermediate_size: with `padding`, channels of zeros that a format asks for. keeps_gain: the norm keeps
-    the gain that all blocks share, bit for bit, and nothing is folded.
+    intermediate_size: with `padding`, channels of zeros that a format asks for; 0 where there is no FFN.
+    keeps_gain: the norm keeps the gain that all blocks share, bit for bit, and nothing is folded.
     """
 
     number: int
@@ -71,10 +72,18 @@ class OutputLayer:
         """Whether it is made of several."""
         return len(self.sources) > 1
 
+    @property
+    def ffn(self) -> bool:
+        """Whether it has an FFN."""
+        return self.intermediate_size > 0
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of the fused checkpoint, in the dialect that it is written in."""
+    """The layers of the fused checkpoint, in the dialect that it is written in.
+
+    Layers that hold neither attention nor an FFN are left out, and are no layer's source.
+    """
 
     dialect: str
     layers: tuple[OutputLayer, ...]
@@ -105,13 +114,15 @@ class Same:
 class Part:
     """One block's share: `rows` of tensor `source`, times the gain of its norm where one is folded.
 
-    gain: the norm's weight, to which `gain_offset` is added; None: nothing is folded.
+    gain: the norm's weight, to which `gain_offset` is added; None: nothing is folded. factor: of every
+    element, where a format has no place for a family's multiplier.
     """
 
     source: str
     rows: tuple[int, int] | None = None
     gain: str | None = None
     gain_offset: float = 0.0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,9 +140,10 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Summed:
-    """The sum of tensors: biases of down."""
+    """The sum of tensors, times `factor`: biases of down."""
 
     sources: tuple[str, ...]
+    factor: float = 1.0
 
 
 Recipe: TypeAlias = Copy | Same | Stacked | Summed
