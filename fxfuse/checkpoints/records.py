@@ -11,7 +11,7 @@ from fxfuse.checkpoints.families import Family
 from fxfuse.checkpoints.tensors import Tensors
 
 __all__ = [
-    "Checkpoint", "Copy", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part", "Recipe", "Same",
+    "Checkpoint", "Copy", "Given", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part", "Recipe", "Same",
     "Stacked", "Summed",
 ]  # fmt: skip
 
@@ -111,18 +111,30 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A tensor that is at hand as the bytes that a file would hold: corrected weights, gains kept aside."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Part:
     """One block's share: `rows` of tensor `source`, times the gain of its norm where one is folded.
 
     gain: the norm's weight, to which `gain_offset` is added; None: nothing is folded. factor: of every
-    element, where a format has no place for a family's multiplier.
+    element, where a format has no place for a family's multiplier. columns: of the rows, only these.
+    divided: by gain and factor instead, to undo them; 0 where a gain is 0.
     """
 
     source: str
     rows: tuple[int, int] | None = None
-    gain: str | None = None
+    gain: str | Given | None = None
     gain_offset: float = 0.0
     factor: float = 1.0
+    columns: tuple[int, int] | None = None
+    divided: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ class Summed:
     factor: float = 1.0
 
 
-Recipe: TypeAlias = Copy | Same | Stacked | Summed
+Recipe: TypeAlias = Copy | Given | Same | Stacked | Summed
 
 
 @dataclass(frozen=True)

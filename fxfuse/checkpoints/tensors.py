@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -107,16 +108,39 @@ class Tensors(Mapping[str, Stored]):
         row = found.nbytes // max(1, rows)
         shape = (stop - start, *found.shape[1:]) if found.shape else ()
         out = torch.empty(shape, dtype=DTYPES[found.dtype])
-        buffer = memoryview(out.reshape(-1).view(torch.uint8).numpy()) if out.numel() else memoryview(b"")
         with found.file.open("rb", buffering=0) as file:
-            position, place = found.start + start * row, 0
-            while place < len(buffer):
-                file.seek(position + place)
-                got = file.readinto(buffer[place : place + (1 << 30)])
-                if not got:
-                    raise InputError(f"{found.file} ends within {name}: copy the checkpoint anew.")
-                place += got
+            _fill(_bytes_of(out), file, found.start + start * row, name)
         return out
+
+    def read_columns(self, name: str, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
+        """Columns [start, stop) of some rows of a matrix, without reading the others.
+
+        Raises:
+            InputError: The file was cut short meanwhile.
+        """
+        found = self._stored[name]
+        out = torch.empty((rows[1] - rows[0], columns[1] - columns[0]), dtype=DTYPES[found.dtype])
+        size = out.element_size()
+        buffer, width, step = _bytes_of(out), out.shape[1] * size, found.shape[1] * size
+        position = found.start + rows[0] * step + columns[0] * size
+        with found.file.open("rb", buffering=0) as file:
+            for row in range(len(out)):
+                _fill(buffer[row * width : (row + 1) * width], file, position + row * step, name)
+        return out
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+def _fill(buffer: memoryview, file: FileIO, position: int, name: str) -> None:
+    place = 0
+    while place < len(buffer):
+        file.seek(position + place)
+        got = file.readinto(buffer[place : place + (1 << 30)])
+        if not got:
+            raise InputError(f"{Path(str(file.name))} ends within {name}: copy the checkpoint anew.")
+        place += got
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
