@@ -11,8 +11,8 @@ from fxfuse.checkpoints.families import Family
 from fxfuse.checkpoints.tensors import Tensors
 
 __all__ = [
-    "Checkpoint", "Copy", "Given", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part", "Recipe",
-    "Same", "Stacked", "Summed",
+    "Checkpoint", "Copy", "Given", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part",
+    "Recipe", "Same", "Stacked", "Summed",
 ]  # fmt: skip
 
 Group: TypeAlias = tuple[int, ...]
