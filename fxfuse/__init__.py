@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.page.api import write_page
+    from fxfuse.parallel.api import parallelize
     from fxfuse.planning.choose import plan
     from fxfuse.planning.records import Plan
     from fxfuse.removal.api import remove_attention
@@ -69,6 +70,7 @@ __all__ = [
     "fuse_onnx",
     "inspect_model",
     "nodes_off_cuda",
+    "parallelize",
     "plan",
     "remove_attention",
     "remove_attention_onnx",
@@ -92,6 +94,7 @@ _HOMES = {
     "compress": "compression.run",
     "distill": "distillation.api",
     "inspect_model": "inspection.api",
+    "parallelize": "parallel.api",
     "plan": "planning.choose",
     "Plan": "planning.records",
     "Budget": "budget",
