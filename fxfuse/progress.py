@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Progress", "Step", "silent", "track"]
+__all__ = ["Amount", "Progress", "Step", "silent", "track"]
 
 Progress: TypeAlias = Callable[[str], None]
 """Takes a short text at every step; `pipeline.Progress` by another road."""
@@ -31,9 +31,16 @@ class Step(str):
     total: int | None
     seconds_left: float | None
 
-    def __new__(cls, what: str, done: int, total: int | None, seconds_left: float | None = None) -> Step:
-        """Word the step."""
-        count = f"{done} of {total}" if total is not None else f"{done}"
+    def __new__(
+        cls,
+        what: str,
+        done: int,
+        total: int | None,
+        seconds_left: float | None = None,
+        word: Callable[[int], str] = str,
+    ) -> Step:
+        """Word the step, its counts with `word`."""
+        count = f"{word(done)} of {word(total)}" if total is not None else word(done)
         left = "" if seconds_left is None else f", {duration(seconds_left)} left"
         step = super().__new__(cls, f"{what}: {count}{left}")
         step.what, step.done, step.total, step.seconds_left = what, done, total, seconds_left
@@ -61,6 +68,32 @@ def track(
         if now - told >= _INTERVAL or done == total:
             told = now
             progress(Step(what, done, total, _left(now - started, done, total)))
+
+
+class Amount:
+    """How much of a known total is done: `add` tells `progress` at most four times a second, and at the end.
+
+    done: what was done before and took no time now. word: how counts are told, such as `disks.size_words`.
+    """
+
+    def __init__(
+        self, what: str, total: int, progress: Progress, *, done: int = 0, word: Callable[[int], str] = str
+    ) -> None:
+        self._what, self._total, self._progress, self._word = what, total, progress, word
+        self._done = self._before = done
+        self._started = self._told = time.monotonic()
+        progress(Step(what, done, total, None, word))
+
+    def add(self, count: int) -> None:
+        """Tell that so much more is done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < _INTERVAL and self._done < self._total:
+            return
+        self._told = now
+        here, left = self._done - self._before, self._total - self._done
+        seconds = (now - self._started) / here * left if here and left > 0 else None
+        self._progress(Step(self._what, self._done, self._total, seconds, self._word))
 
 
 def duration(seconds: float) -> str:

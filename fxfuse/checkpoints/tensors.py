@@ -25,7 +25,7 @@ import torch
 
 from fxfuse.errors import InputError
 
-__all__ = ["DTYPES", "INDEX", "Stored", "Tensors", "size_of"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "Stored", "Tensors", "bytes_of", "size_of"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -109,7 +109,7 @@ class Tensors(Mapping[str, Stored]):
         shape = (stop - start, *found.shape[1:]) if found.shape else ()
         out = torch.empty(shape, dtype=DTYPES[found.dtype])
         with found.file.open("rb", buffering=0) as file:
-            _fill(_bytes_of(out), file, found.start + start * row, name)
+            _fill(bytes_of(out), file, found.start + start * row, name)
         return out
 
     def read_columns(self, name: str, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
@@ -121,7 +121,7 @@ class Tensors(Mapping[str, Stored]):
         found = self._stored[name]
         out = torch.empty((rows[1] - rows[0], columns[1] - columns[0]), dtype=DTYPES[found.dtype])
         size = out.element_size()
-        buffer, width, step = _bytes_of(out), out.shape[1] * size, found.shape[1] * size
+        buffer, width, step = bytes_of(out), out.shape[1] * size, found.shape[1] * size
         position = found.start + rows[0] * step + columns[0] * size
         with found.file.open("rb", buffering=0) as file:
             for row in range(len(out)):
@@ -129,7 +129,8 @@ class Tensors(Mapping[str, Stored]):
         return out
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
 
 
