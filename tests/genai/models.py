@@ -1,0 +1,98 @@
+"""Small decoders of real families with random weights, whose layers differ, and how torch generates with them.
+
+layer    0            1      2            3           4
+         attention    -      attention    -           attention
+         ffn          ffn    ffn          wide ffn    ffn
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from fxfuse.removal.layers import take_out
+
+WIDTH, WIDE, WORDS = 96, 256, 97
+NAMES = {
+    "gemma": "Gemma", "granite": "Granite", "llama": "Llama", "mistral": "Mistral", "phi3": "Phi3",
+    "qwen2": "Qwen2", "qwen3": "Qwen3",
+}  # fmt: skip
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "gemma": {"head_dim": 16},
+    "granite": {"residual_multiplier": 0.6, "embedding_multiplier": 2.0, "logits_scaling": 1.5},
+    "phi3": {"original_max_position_embeddings": 128},
+    "qwen3": {"head_dim": 16},
+}
+
+
+def decoder(
+    family: str = "llama",
+    *,
+    without: Collection[int] = (1, 3),
+    without_ffn: Collection[int] = (),
+    widths: Mapping[int, int] = {3: WIDE},  # noqa: B006
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Any:
+    """A model in eval mode; `widths` are of layers whose FFN has another width than WIDTH."""
+    values = {
+        "hidden_size": 64, "intermediate_size": WIDTH, "vocab_size": WORDS, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 5, "max_position_embeddings": 128,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **OWN.get(family, {}), **config,
+    }  # fmt: skip
+    name = NAMES[family]
+    made = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**values))
+    for layer, width in widths.items():
+        _widen(made, layer, width)
+    _draw(made)
+    for absent, child in ((without, "self_attn"), (without_ffn, "mlp")):
+        for layer in absent:
+            take_out(made.model.layers[layer], child, f"model.layers.{layer}.{child}")
+    return made.to(dtype).eval().requires_grad_(False)
+
+
+def _widen(model: Any, layer: int, width: int) -> None:
+    config = model.config
+    own = type(config).from_dict({**config.to_dict(), "intermediate_size": width})
+    block = model.model.layers[layer]
+    block.mlp = type(block.mlp)(own)
+
+
+def _draw(model: Any) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for name, each in model.named_parameters():
+        noise = torch.randn(each.shape, generator=generator)
+        if "norm" in name:
+            each.data = each.data + 0.3 * noise
+        elif each.ndim == 1:
+            each.data = 0.1 * noise
+        else:
+            each.data = noise * (0.1 if "embed" in name else each.shape[-1] ** -0.5)
+
+
+def greedy(model: Any, prompt: list[int], length: int) -> list[int]:
+    """What torch generates, by the most likely token of a pass over everything, up to `length` tokens."""
+    tokens = list(prompt)
+    while len(tokens) < length and (len(tokens) == len(prompt) or tokens[-1] != model.config.eos_token_id):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens
+
+
+def generated(folder: Path, prompt: list[int], length: int) -> list[int]:
+    """What onnxruntime-genai generates from the folder, with its defaults."""
+    import numpy as np
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    options = og.GeneratorParams(model)
+    options.set_search_options(max_length=length)
+    generator = og.Generator(model, options)
+    generator.append_tokens(np.array([prompt], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(each) for each in generator.get_sequence(0)]
