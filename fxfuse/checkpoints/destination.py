@@ -1,0 +1,92 @@
+"""The folder that is written: beside its place at first, then renamed, so that it appears whole or not.
+
+    parent/.OUT.fxfuse-partial/journal     how far the run is
+                               out/        what will be OUT
+                               replaced/   the OUT that was there before, with force
+
+A killed run leaves the partial folder, with which the same command goes on. One that fails takes it away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from fxfuse.disks import sync
+from fxfuse.errors import InputError
+
+__all__ = ["Destination"]
+
+
+class Destination:
+    """Where a checkpoint goes that is made from the folder `source`.
+
+    Raises:
+        InputError: It cannot go there: the place is the source, taken, or none.
+    """
+
+    def __init__(self, out: Path, source: Path, *, force: bool = False) -> None:
+        self.target = Path(os.path.realpath(out))
+        _check_place(self.target, Path(os.path.realpath(source)))
+        self.partial = self.target.with_name(f".{self.target.name}.fxfuse-partial")
+        self.content = self.partial / "out"
+        self.journal = self.partial / "journal"
+        self._replaced = self.partial / "replaced"
+        self._force = force
+
+    @property
+    def renamed(self) -> bool:
+        """Whether a run was killed after it had put everything in place and before it had cleaned up."""
+        return self.journal.exists() and not self.content.exists() and self.target.is_dir()
+
+    def check_free(self) -> None:
+        """Refuse to write over something that the user did not give up.
+
+        Raises:
+            InputError: The folder holds something.
+        """
+        if not self._force and self.target.is_dir() and any(self.target.iterdir()):
+            raise InputError(f"{self.target} is not empty: choose another folder or force it.")
+
+    def begin(self) -> None:
+        """Make the partial folder, or go on with the one that is there."""
+        self.partial.mkdir(exist_ok=True)
+
+    def clear(self) -> None:
+        """Throw away what another run wrote."""
+        self._put_back()
+        shutil.rmtree(self.content, ignore_errors=True)
+
+    def commit(self) -> None:
+        """Rename: the old folder out of its place, the new one into it."""
+        sync(self.content)
+        if self.target.exists() and any(self.target.iterdir()):
+            os.rename(self.target, self._replaced)
+        try:
+            os.rename(self.content, self.target)
+        except BaseException:
+            self._put_back()
+            raise
+        sync(self.target.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the partial folder; an old folder that is not in its place goes back there."""
+        self._put_back()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _put_back(self) -> None:
+        if self._replaced.exists() and not self.target.exists():
+            os.rename(self._replaced, self.target)
+
+
+def _check_place(target: Path, source: Path) -> None:
+    if target == source or source.is_relative_to(target) or target.is_relative_to(source):
+        raise InputError(f"{target} is the source {source}, holds it or lies in it: choose another folder.")
+    if not target.parent.is_dir():
+        raise InputError(f"The folder {target.parent} does not exist: create it or choose another output.")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is no folder: choose another output.")
+    if target.is_mount():
+        raise InputError(f"{target} is where a disk is mounted: choose a folder in it.")
