@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fxfuse.compression.run import compress
     from fxfuse.distillation.api import distill
     from fxfuse.export import export_onnx, export_program
+    from fxfuse.genai.api import export_genai
     from fxfuse.inspection.api import inspect_model
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.page.api import write_page
@@ -64,6 +65,7 @@ __all__ = [
     "choose_attention",
     "compress",
     "distill",
+    "export_genai",
     "export_onnx",
     "export_program",
     "fuse",
@@ -89,6 +91,7 @@ _HOMES = {
     "reports": "backend",
     "fuse": "torch_api",
     "fuse_onnx": "onnx_api",
+    "export_genai": "genai.api",
     "export_onnx": "export",
     "export_program": "export",
     "compress": "compression.run",

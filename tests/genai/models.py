@@ -1,8 +1,10 @@
-"""Small decoders of real families with random weights, whose layers differ, and how torch generates with them.
+"""Small decoders of real families with random weights, whose layers differ, and what torch generates.
 
-layer    0            1      2            3           4
-         attention    -      attention    -           attention
-         ffn          ffn    ffn          wide ffn    ffn
+    layer    0            1      2            3           4
+             attention    -      attention    -           attention
+             ffn          ffn    ffn          wide ffn    ffn
+
+The wide one is as if several had been fused. Gains and biases are drawn too.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def decoder(
     *,
     without: Collection[int] = (1, 3),
     without_ffn: Collection[int] = (),
-    widths: Mapping[int, int] = {3: WIDE},  # noqa: B006
+    widths: Mapping[int, int] = {3: WIDE},
     dtype: torch.dtype = torch.float32,
     **config: Any,
 ) -> Any:
