@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fxfuse.export import export_onnx, export_program
     from fxfuse.genai.api import export_genai
     from fxfuse.inspection.api import inspect_model
+    from fxfuse.loading.api import load_pretrained
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.page.api import write_page
     from fxfuse.parallel.api import parallelize
@@ -71,6 +72,7 @@ __all__ = [
     "fuse",
     "fuse_onnx",
     "inspect_model",
+    "load_pretrained",
     "nodes_off_cuda",
     "parallelize",
     "plan",
@@ -98,6 +100,7 @@ _HOMES = {
     "distill": "distillation.api",
     "inspect_model": "inspection.api",
     "parallelize": "parallel.api",
+    "load_pretrained": "loading.api",
     "plan": "planning.choose",
     "Plan": "planning.records",
     "Budget": "budget",
