@@ -11,7 +11,7 @@ from fxfuse.passes.records import Block, Chain, Found
 from fxfuse.planning.names import nearest, pair_names
 from fxfuse.planning.records import Plan
 
-__all__ = ["match_plan"]
+__all__ = ["check_plan", "match_plan"]
 
 
 def match_plan(plan: Plan, found: Found, *, part: bool = False) -> list[tuple[Block, ...]]:
@@ -27,7 +27,7 @@ def match_plan(plan: Plan, found: Found, *, part: bool = False) -> list[tuple[Bl
         InputError: The plan is for another model, names layers that are not there, or its groups overlap or
             are not consecutive blocks of one chain.
     """
-    _check_groups(plan)
+    check_plan(plan)
     blocks = [block for chain in found.chains for block in chain.blocks] + list(found.singles)
     if part and not blocks:
         return []
@@ -52,8 +52,12 @@ def match_plan(plan: Plan, found: Found, *, part: bool = False) -> list[tuple[Bl
     return groups
 
 
-def _check_groups(plan: Plan) -> None:
-    """Whether the plan is at one with itself, as it may have been edited by hand."""
+def check_plan(plan: Plan) -> None:
+    """Whether the plan is at one with itself, as it may have been edited by hand.
+
+    Raises:
+        InputError: A group names a block that is not the model's, or fewer than two, or two groups one block.
+    """
     known = [name for name, _ in plan.id.blocks]
     for group in plan.groups:
         for name in group.blocks:
