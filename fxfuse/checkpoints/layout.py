@@ -1,9 +1,11 @@
 """The layers of the fused checkpoint: a group becomes one layer in the place of its first.
 
-layer 0       layer 1       layer 2   layer 3   layer 4             layer 0: attention 0, FFN 0
-attention     attention                         attention     ->    layer 1: attention 1, FFN 1 + 2 + 3
-FFN           FFN           FFN       FFN       FFN                 layer 2: attention 4, FFN 4
-              ----------- a group -------
+    layer 0       layer 1       layer 2   layer 3   layer 4             layer 0: attention 0, FFN 0
+    attention     attention                         attention     ->    layer 1: attention 1, FFN 1 + 2 + 3
+    FFN           FFN           FFN       FFN       FFN                 layer 2: attention 4, FFN 4
+                  ----------- a group -------
+
+Layers that hold nothing are left out.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
 from fxfuse.checkpoints.settings import count_of, multiplier, rope_of, setting, sliding_window
 
 __all__ = [
-    "ROPES", "Factors", "config_of", "extra_files", "factors_of", "ffn_mult_of", "layers_of", "objections", "padding_of",
+    "ROPES", "Factors", "config_of", "extra_files", "factors_of", "ffn_mult_of", "layers_of", "objections",
+    "padding_of",
 ]  # fmt: skip
 
 ROPES = ("default", "linear", "llama3", "yarn")
