@@ -1,4 +1,4 @@
-"""Write a checkpoint tensor by tensor, so that a kill at any moment costs little and a failure leaves nothing.
+"""Write a checkpoint tensor by tensor: a kill at any moment costs little, and no failure leaves traces.
 
     source/*.safetensors --spans--> .OUT.fxfuse-partial/out/model-00001-of-00007.safetensors --rename--> OUT/
                          --bands-->
@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fxfuse._version import __version__
 from fxfuse.checkpoints.destination import Destination
@@ -29,7 +29,9 @@ from fxfuse.disks import check_space, explain_write, sync
 from fxfuse.errors import FxfuseError
 from fxfuse.progress import Progress, silent
 
-__all__ = ["Content", "write"]
+__all__ = ["Content", "Judge", "write"]
+
+Judge: TypeAlias = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def write(
     *,
     resume: bool = True,
     force: bool = False,
+    judge: Judge = lambda _: None,
     progress: Progress = silent,
 ) -> bool:
     """Write a checkpoint's folder; returns whether it went on with what a killed run had left.
+
+    `judge` is given the folder when all is in it, and raises where it must not come into its place.
 
     Raises:
         InputError: `out` cannot be written to or is not empty, or another run is at it or left something.
@@ -81,7 +86,7 @@ def write(
         check_space(place.target.parent, content.nbytes - _size(place.content))
     journal = _begin(place, key, content.nbytes, restart=not resume)
     try:
-        return _finish(content, place, journal, key, progress)
+        return _finish(content, place, journal, key, judge, progress)
     finally:
         journal.close()
 
@@ -98,7 +103,12 @@ def _begin(place: Destination, key: Mapping[str, Any], needed: int, *, restart: 
 
 
 def _finish(
-    content: Content, place: Destination, journal: Journal, key: Mapping[str, Any], progress: Progress
+    content: Content,
+    place: Destination,
+    journal: Journal,
+    key: Mapping[str, Any],
+    judge: Judge,
+    progress: Progress,
 ) -> bool:
     """Do what the journal does not tell of."""
     if journal.ended and place.renamed:
@@ -111,6 +121,7 @@ def _finish(
         _fill(content, place.content, journal, progress)
         if _sources(content.tensors) != key["source"]:
             raise FxfuseError(f"{content.tensors.folder} was changed while it was read: start again.")
+        judge(place.content)
         journal.end()
         place.commit()
     except Exception as error:

@@ -1,0 +1,122 @@
+"""What was written, or in a dry run would be, in the words of a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxfuse.checkpoints.records import Group, Layout
+from fxfuse.checkpoints.shards import Shard
+from fxfuse.disks import size_words
+from fxfuse.naming import printable
+
+__all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "sizes"]
+
+
+@dataclass
+class CheckpointReport:
+    """A checkpoint that was fused. output: its folder, None in a dry run.
+
+    layers: how many there were and are. folded: of `groups`, those whose gains went into the weights.
+    padded: channels of zeros by layer. files: bytes of each file of weights. left_behind: files of the source
+    that did not go along. resumed: a killed run's work was taken over.
+    """
+
+    source: str
+    dialect: str
+    layers: tuple[int, int]
+    groups: list[Group]
+    folded: list[Group]
+    padded: dict[int, int]
+    weights: tuple[int, int]
+    files: dict[str, int]
+    left_behind: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    output: str | None = None
+    resumed: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The report as a JSON text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def summary(self) -> str:
+        """One line, for a log."""
+        before, after = self.layers
+        ffns = sum(map(len, self.groups))
+        groups = f"{len(self.groups)} group{'s' * (len(self.groups) != 1)}"
+        return f"{ffns} FFNs in {groups}, {before} layers became {after}, written as {self.dialect}"
+
+    def __str__(self) -> str:
+        """What became of which layers, the files with their sizes, and where they are."""
+        lines = [f"{self.source}: {self.summary()}", *map(self._group, self.groups)]
+        lines += [f"  layer {number}: {count} channels of zeros" for number, count in self.padded.items()]
+        lines += _files(self.files)
+        if self.left_behind:
+            lines.append(f"left behind: {', '.join(self.left_behind)}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(map(printable, [*lines, _place(self.output)]))
+
+    def _group(self, group: Group) -> str:
+        gain = "gains folded into the weights" if group in self.folded else "gain kept as it was"
+        return f"  layers {group[0]} to {group[-1]}: {len(group)} FFNs, {gain}"
+
+
+@dataclass
+class SplitCheckpoint:
+    """A fused checkpoint that was split.
+
+    exact, rounded: tensors that are the source's bit for bit, and the others.
+    dropped: tensors of the source that its own config left out, and the fused checkpoint therefore has not.
+    """
+
+    source: str
+    layers: tuple[int, int]
+    exact: int
+    rounded: int
+    dropped: list[str]
+    files: dict[str, int]
+    output: str | None = None
+    resumed: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """How many tensors are as they were, and where they are."""
+        before, after = self.layers
+        lines = [
+            f"{self.source}: {before} layers became {after} as before fusing; {self.exact} tensors bit for "
+            f"bit, {self.rounded} to rounding",
+            *_files(self.files),
+        ]
+        if self.dropped:
+            lines.append(f"note: {len(self.dropped)} tensors that the config leaves out are not given back")
+        return "\n".join(map(printable, [*lines, _place(self.output)]))
+
+
+def sizes(shards: Sequence[Shard]) -> dict[str, int]:
+    """Bytes of every file of weights."""
+    return {shard.file: shard.nbytes for shard in shards}
+
+
+def padding(layout: Layout) -> dict[int, int]:
+    """Channels of zeros by layer."""
+    return {layer.number: layer.padding for layer in layout.layers if layer.padding}
+
+
+def _files(files: dict[str, int]) -> list[str]:
+    total = f"{len(files)} file{'s' * (len(files) != 1)}, {size_words(sum(files.values()))}"
+    return [f"weights: {total}", *(f"  {name}: {size_words(size)}" for name, size in files.items())]
+
+
+def _place(output: str | None) -> str:
+    return f"written to {output}" if output else "nothing was written"
