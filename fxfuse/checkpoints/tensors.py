@@ -25,7 +25,7 @@ import torch
 
 from fxfuse.errors import InputError
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "Stored", "Tensors", "bytes_of", "size_of"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "Stored", "Tensors", "bytes_of", "file_within", "size_of"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -155,7 +155,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise InputError(_nothing(folder))
     try:
         found = json.loads(path.read_bytes())["weight_map"]
-        pairs = {str(name): _inside(str(file), path) for name, file in found.items()}
+        pairs = {str(name): file_within(str(file), path) for name, file in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is no index with a weight_map: copy the checkpoint anew.") from None
     if not pairs:
@@ -173,7 +173,12 @@ def _nothing(folder: Path) -> str:
     return f"{folder} holds neither {SINGLE} nor {INDEX}: give the folder of a Hugging Face checkpoint."
 
 
-def _inside(name: str, index: Path) -> str:
+def file_within(name: str, index: Path) -> str:
+    """A file's name, from an index or record at `index`.
+
+    Raises:
+        InputError: It leads out of the folder.
+    """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
         raise InputError(f"{index} names the file {name!r} outside of its folder: correct the index.")
