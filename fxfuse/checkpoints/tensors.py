@@ -156,6 +156,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_bytes())["weight_map"]
         pairs = {str(name): file_within(str(file), path) for name, file in found.items()}
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is no index with a weight_map: copy the checkpoint anew.") from None
     if not pairs:
