@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 from fxfuse.analysis.dependency import measure_dependency
@@ -15,7 +16,7 @@ from fxfuse.analysis.states import slices
 from fxfuse.calibration import Calibration
 from fxfuse.calibration.store import DEFAULT_BOUND
 from fxfuse.errors import InputError
-from fxfuse.frontends.opening import Model, calibration_for, model_name, open_model
+from fxfuse.frontends.opening import Model, calibration_for, is_checkpoint, model_name, open_model
 from fxfuse.frontends.protocol import Runnable
 from fxfuse.passes.attention import stream_updates
 from fxfuse.progress import Progress, silent
@@ -44,7 +45,8 @@ def analyze(
     """Measure drift, local errors, KL, the dependency matrix and the importance of attention.
 
     Args:
-        model: A torch model (nn.Module, ExportedProgram, GraphModule), an ONNX or .pt2 file, or
+        model: A torch model (nn.Module, ExportedProgram, GraphModule), an ONNX or .pt2 file, the folder of a
+            Hugging Face checkpoint, which is read block by block and need not fit into memory, or
             "module:function" for a function that returns a torch model and its example inputs.
         data: What `Calibration.of` takes: token ids, batches, text, or their files.
         segments: Which segments' KL is measured at the logits: "all", "pairs" (those of two blocks, and each
@@ -55,7 +57,7 @@ def analyze(
         kl_tokens: About how many tokens the KL of a segment, that of leaving something out, and the
             dependencies are measured on; all for None.
         memory: Bytes of activations held in memory; what comes on top goes to a temporary file.
-        provider: "auto", "cuda" or "cpu", for ONNX files.
+        provider: "auto", "cuda" or "cpu", for ONNX files and checkpoints.
         progress: Called with a short text at every step.
         reading: What `Calibration.of` takes besides: tokenizer, context, max_tokens, batch_size, held_out,
             seed.
@@ -73,17 +75,15 @@ def analyze(
     progress("reading the data")
     calibration = calibration_for(model, data, progress, **reading)
     progress("reading the model")
-    with open_model(model, calibration, provider) as front:
-        found = measure(
-            front,
-            calibration,
-            segments=choice,
-            dependency=dependency,
-            attention=attention,
-            kl_tokens=kl_tokens,
-            memory=memory,
-            progress=progress,
-        )
+    wanted = {
+        "segments": choice, "dependency": dependency, "attention": attention, "kl_tokens": kl_tokens,
+        "memory": memory, "progress": progress,
+    }  # fmt: skip
+    if is_checkpoint(model):
+        found = _from_disk(Path(model), calibration, provider, wanted)  # type: ignore[arg-type]
+    else:
+        with open_model(model, calibration, provider) as front:
+            found = measure(front, calibration, **wanted)
     found.model, found.versions = model_name(model), versions()
     found.seconds = round(time.perf_counter() - started, 3)
     return found
@@ -103,6 +103,16 @@ def measure(
     """`analyze` for a model that is open already."""
     with Measurements(front, calibration, memory=memory, kl_tokens=kl_tokens, progress=progress) as taken:
         return _Analyst(taken, segments, dependency, attention).analysis()
+
+
+def _from_disk(
+    folder: Path, calibration: Calibration, provider: Provider, wanted: dict[str, Any]
+) -> Analysis:
+    """The analysis of a checkpoint, of which one block at a time is in memory."""
+    from fxfuse.checkpoints.opening import open_checkpoint
+    from fxfuse.streaming.api import measure_checkpoint
+
+    return measure_checkpoint(open_checkpoint(folder), calibration, provider=provider, **wanted)
 
 
 def _choice(segments: str | None) -> Choice:

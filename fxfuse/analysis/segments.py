@@ -13,7 +13,7 @@ from fxfuse.analysis.records import ChainFacts, Dependency, Segment
 from fxfuse.divergence import Divergence
 from fxfuse.progress import track
 
-__all__ = ["Choice", "figures", "measure_segments", "with_dependency"]
+__all__ = ["Choice", "figures", "lengths_measured", "measure_segments", "with_dependency"]
 
 Choice: TypeAlias = Literal["auto", "all", "pairs", "none"]
 """Which segments' KL is measured: "pairs" are those of two blocks and each whole chain; "auto" means all of
@@ -64,7 +64,8 @@ def _local(taken: Measurements) -> Iterator[Segment]:
 def _kls(taken: Measurements, choice: Choice) -> dict[tuple[int, int, int], Divergence]:
     """The KL of the segments asked for, by chain, first and last block."""
     lengths = {
-        start: _lengths(len(taken.chains[start[0]].blocks), start[1], choice) for start in _starts(taken)
+        start: lengths_measured(len(taken.chains[start[0]].blocks), start[1], choice)
+        for start in _starts(taken)
     }
     runs = sum(map(len, lengths.values()))
     if not runs:
@@ -86,7 +87,7 @@ def _starts(taken: Measurements) -> list[tuple[int, int]]:
     ]
 
 
-def _lengths(blocks: int, first: int, choice: Choice) -> Collection[int]:
+def lengths_measured(blocks: int, first: int, choice: Choice) -> Collection[int]:
     """The lengths of the segments from `first` whose KL is measured."""
     if choice == "none":
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ from fxfuse.passes.attention import stream_updates
 from fxfuse.passes.records import Value
 from fxfuse.progress import Progress, silent, track
 
-__all__ = ["States", "slices"]
+__all__ = ["States", "not_finite", "slices", "spread"]
 
 _WORDS = {"fit": "data to fit on", "held_out": "data held out"}
 
@@ -55,6 +55,10 @@ class States:
             return self.store.get((self.part, value), place)
         return self.front.run(self.batches[place], [value])[0]
 
+    def stream(self, key: Hashable, place: int) -> torch.Tensor:
+        """What lies in the store under any key."""
+        return self.store.get(key, place)
+
     def logits(self, place: int) -> torch.Tensor:
         """The original's logits on a batch: as they were kept, or computed from the last value that was."""
         assert self._logits is not None
@@ -73,11 +77,7 @@ class States:
 
     def places(self, tokens: int | None) -> list[int]:
         """Some batches, spread over all, that hold about `tokens` tokens; all for None."""
-        sizes = [tokens_of([batch]) for batch in self.batches]
-        if tokens is None or tokens >= sum(sizes):
-            return list(range(len(sizes)))
-        count = max(1, round(tokens * len(sizes) / sum(sizes)))
-        return sorted({math.floor((index + 0.5) * len(sizes) / count) for index in range(count)})
+        return spread(self.batches, tokens)
 
     def _capture(self, place: int, batch: Batch, watched: Sequence[Value], watch: Watch | None) -> None:
         wanted = list(dict.fromkeys([*self._kept, *watched]))
@@ -105,6 +105,15 @@ class States:
             self.store.put((self.part, self._logits), place, logits)
 
 
+def spread(batches: Sequence[Batch], tokens: int | None) -> list[int]:
+    """The places of some batches, spread over all, that hold about `tokens` tokens; all for None."""
+    sizes = [tokens_of([batch]) for batch in batches]
+    if tokens is None or tokens >= sum(sizes):
+        return list(range(len(sizes)))
+    count = max(1, round(tokens * len(sizes) / sum(sizes)))
+    return sorted({math.floor((index + 0.5) * len(sizes) / count) for index in range(count)})
+
+
 def slices(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """The same windows in batches of at most `tokens` tokens, or of one window."""
     cut: list[Batch] = []
@@ -117,6 +126,14 @@ def slices(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     return cut
 
 
+def not_finite(what: str) -> str:
+    """What a user is told of a model that gives no numbers at `what`."""
+    return (
+        f"The original model gives NaN or infinity at {what} on the calibration data: check the model and "
+        "its number type."
+    )
+
+
 def _not_finite(front: Runnable, batch: Batch, what: str = "the residual stream") -> str:
     """Which layer is the first to give NaN or infinity."""
     updates = stream_updates(front.view)
@@ -124,7 +141,4 @@ def _not_finite(front: Runnable, batch: Batch, what: str = "the residual stream"
         if not bool(torch.isfinite(value).all()):
             what = update.name
             break
-    return (
-        f"The original model gives NaN or infinity at {what} on the calibration data: check the model and "
-        "its number type."
-    )
+    return not_finite(what)

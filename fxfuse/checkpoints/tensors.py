@@ -10,10 +10,11 @@ memory. Files are described at https://huggingface.co/docs/safetensors. Pickle f
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -95,6 +96,19 @@ class Tensors(Mapping[str, Stored]):
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(each.nbytes for each in self._stored.values())
+
+    def replaced(self, files: Sequence[Path]) -> Tensors:
+        """The same, with the tensors of other safetensors files in the place of those of their names.
+
+        Raises:
+            InputError: Such a file is missing or broken.
+        """
+        made = copy.copy(self)
+        made.files = (*self.files, *files)
+        made._stored = dict(self._stored)
+        for path in files:
+            made._stored |= _read_header(path, path.parent)
+        return made
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of a tensor, all by default, in memory of their own and in the stored type.

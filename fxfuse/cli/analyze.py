@@ -26,7 +26,8 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     found.add_argument(
         "model",
         metavar="MODEL",
-        help="an ONNX file, a .pt2 file of torch.export, or module:function for a Python function without "
+        help="an ONNX file, a .pt2 file of torch.export, the folder of a Hugging Face checkpoint, which is "
+        "read block by block and need not fit into memory, or module:function for a Python function without "
         "arguments that returns a torch model and a tuple of its example inputs",
     )
     data.add_arguments(found, required=True)
@@ -48,7 +49,9 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         "--kl-tokens", type=int, metavar="N", default=16384,
         help="tokens that each such loss is measured on (default: %(default)s; 0 for all)",
     )  # fmt: skip
-    found.add_argument("--provider", choices=["auto", "cuda", "cpu"], default="auto", help="for ONNX files")
+    found.add_argument(
+        "--provider", choices=["auto", "cuda", "cpu"], default="auto", help="for ONNX files and checkpoints"
+    )
 
 
 def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> int:

@@ -41,7 +41,9 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     _add_budget(found)
     measuring = found.add_argument_group("measuring: the plan is predicted without it")
     measuring.add_argument(
-        "--model", metavar="MODEL", help="the model: an ONNX or .pt2 file, or module:function"
+        "--model",
+        metavar="MODEL",
+        help="the model: an ONNX or .pt2 file, a checkpoint's folder, or module:function",
     )
     measuring.add_argument(
         "--candidates", type=int, default=4, metavar="N",

@@ -23,7 +23,9 @@ from fxfuse.specs import InputSpec, specs_of
 if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
 
-__all__ = ["Model", "calibration_for", "is_onnx", "load_torch", "model_name", "open_model"]
+__all__ = [
+    "Model", "calibration_for", "is_checkpoint", "is_onnx", "load_torch", "model_name", "open_model",
+]  # fmt: skip
 
 Model: TypeAlias = nn.Module | ExportedProgram | fx.GraphModule | str | os.PathLike[str]
 """A torch model, the path of an ONNX or .pt2 file, or "module:function" for a function that makes one."""
@@ -77,6 +79,11 @@ def calibration_for(model: Model, data: Any, progress: Progress = silent, **read
 def is_onnx(model: Model) -> bool:
     """Whether a model is given as the path of an ONNX file."""
     return isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".onnx"
+
+
+def is_checkpoint(model: Model) -> bool:
+    """Whether a model is given as the folder of a checkpoint."""
+    return isinstance(model, (str, os.PathLike)) and Path(model).is_dir()
 
 
 def model_name(model: Model) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from fxfuse.checkpoints.tensors import Tensors
 from fxfuse.errors import InputError
 
-__all__ = ["fill"]
+__all__ = ["fill", "fill_buffers"]
 
 
 def fill(model: Any, tensors: Tensors, device_of: Callable[[str], torch.device]) -> None:
@@ -29,7 +29,7 @@ def fill(model: Any, tensors: Tensors, device_of: Callable[[str], torch.device])
     Raises:
         InputError: A tensor is missing or has another shape.
     """
-    _fill_buffers(model, device_of)
+    fill_buffers(model, device_of)
     missing = set()
     for name, old in model.state_dict().items():
         if name in tensors:
@@ -62,7 +62,7 @@ def _put(model: nn.Module, name: str, value: torch.Tensor) -> None:
         owner._buffers[leaf] = value
 
 
-def _fill_buffers(model: Any, device_of: Callable[[str], torch.device]) -> None:
+def fill_buffers(model: Any, device_of: Callable[[str], torch.device]) -> None:
     """Compute what no checkpoint holds, by the initialisation of the module that has it."""
     for path, module in model.named_modules():
         held = {

@@ -108,8 +108,7 @@ def plan(
         meter = Meter(segments, given, progress) if given is not None else None
         choice = _Chooser(front, bounds, depth, meter).choose()
         if meter is not None and whole_front:
-            for point in front:
-                meter.kl(point.best)
+            meter.know([point.best for point in front])
     return written(segments, front, choice, meter, asked)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path as FolderPath
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from fxfuse.analysis.records import Analysis
 from fxfuse.divergence import Divergence
@@ -16,12 +17,21 @@ from fxfuse.planning.segments import Segments
 from fxfuse.progress import Progress
 
 if TYPE_CHECKING:
+    from fxfuse.calibration import Calibration
     from fxfuse.frontends.opening import Model
 
-__all__ = ["Measure", "Meter", "measuring"]
+__all__ = ["Measure", "Meter", "Together", "measuring"]
 
 Measure: TypeAlias = Callable[[Sequence[tuple[str, ...]]], Divergence]
 """The divergence of the logits with these groups, of two blocks or more by name, all fused at once."""
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A measure that takes several plans at once, where each for itself would read all weights again."""
+
+    def together(self, plans: Sequence[Sequence[tuple[str, ...]]]) -> list[Divergence]:
+        """What `Measure` gives for each plan."""
 
 
 class Meter:
@@ -33,17 +43,30 @@ class Meter:
 
     def best(self, paths: Sequence[Path]) -> Path:
         """The path among `paths` that loses least when it is measured; the first of equals."""
+        self.know(paths)
         return min(paths, key=self.kl)
+
+    def know(self, paths: Sequence[Path]) -> None:
+        """Measure several paths, in one pass where the measure can."""
+        new = [path for path in dict.fromkeys(paths) if path not in self.known and self._groups(path)]
+        if len(new) > 1 and isinstance(self.measure, Together):
+            self.progress(f"measuring {len(new)} plans")
+            self.known |= zip(new, self.measure.together([self._groups(path) for path in new]), strict=True)
+        for path in paths:
+            self.kl(path)
 
     def kl(self, path: Path) -> float:
         """What a path loses, in nats; infinity where the fused model gives NaN."""
         if path not in self.known:
             lengths = " | ".join("+".join(map(str, each)) for each in path.lengths)
             self.progress(f"measuring the groups {lengths}")
-            groups = [self.segments.names(each) for each in self.segments.groups(path)]
+            groups = self._groups(path)
             self.known[path] = self.measure(groups) if groups else Divergence(0.0, 0.0, 1.0, 0)
         found = self.known[path].kl
         return found if math.isfinite(found) else math.inf
+
+    def _groups(self, path: Path) -> list[tuple[str, ...]]:
+        return [self.segments.names(each) for each in self.segments.groups(path)]
 
 
 @contextlib.contextmanager
@@ -57,11 +80,14 @@ def measuring(
     """
     from fxfuse.analysis.measure import Measurements
     from fxfuse.calibration import Calibration
-    from fxfuse.frontends.opening import open_model
+    from fxfuse.frontends.opening import is_checkpoint, open_model
 
     progress("reading the data")
     calibration = Calibration.of(data, **reading)
     progress("reading the model")
+    if is_checkpoint(model):
+        yield _from_disk(analysis, FolderPath(model), calibration, memory, progress)  # type: ignore[arg-type]
+        return
     with (
         open_model(model, calibration) as front,
         Measurements(front, calibration, memory=memory, progress=progress) as measurements,
@@ -73,3 +99,15 @@ def measuring(
 
         match_plan(Plan(analysis.id, ()), measurements.found)  # told before anything is measured
         yield measure
+
+
+def _from_disk(
+    analysis: Analysis, folder: FolderPath, calibration: Calibration, memory: int, progress: Progress
+) -> Measure:
+    """A measure on a checkpoint, of which one block at a time is in memory."""
+    from fxfuse.checkpoints.opening import open_checkpoint
+    from fxfuse.streaming.api import open_model
+    from fxfuse.streaming.plans import PlanMeasure
+
+    model = open_model(open_checkpoint(folder), calibration)
+    return PlanMeasure(model, analysis, calibration, memory, progress)

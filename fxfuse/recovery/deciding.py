@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from fxfuse.recovery.ffn import WideFfn
 from fxfuse.recovery.judging import Candidate, is_sure
 from fxfuse.recovery.streams import Stream
 
-__all__ = ["Decision", "Judgement", "lower", "total_kl"]
+__all__ = ["Decision", "Judgement", "decide", "lower", "total_kl"]
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,27 @@ class Judgement:
     def decide(self, naive: Candidate, better: Sequence[Candidate]) -> Decision:
         """`better` are the candidates that win locally, the best first."""
         self.progress("judging a group at the logits")
-        before = self._kl(naive)
-        for candidate in better:
-            after = self._kl(candidate)
-            if before is None or after is None:
-                return Decision(candidate, "it wins on held-out tokens; the model has no logits to judge by")
-            if lower(after, before):
-                return Decision(candidate, "it wins on held-out tokens", before, after)
-        lost = "what wins locally does not win at the logits" if better else "nothing wins on held-out tokens"
-        return Decision(naive, lost, before, before)
+        return decide(naive, better, self._kl)
 
     def _kl(self, candidate: Candidate) -> Divergence | None:
         if self.logits is None:
             return None
         return total_kl(self.stream, self.index, self.logits, self.ffn, candidate.wide)
+
+
+def decide(
+    naive: Candidate, better: Sequence[Candidate], measure: Callable[[Candidate], Divergence | None]
+) -> Decision:
+    """The first of `better` that wins by its KL too; `measure` gives None where there are no logits."""
+    before = measure(naive)
+    for candidate in better:
+        after = measure(candidate)
+        if before is None or after is None:
+            return Decision(candidate, "it wins on held-out tokens; the model has no logits to judge by")
+        if lower(after, before):
+            return Decision(candidate, "it wins on held-out tokens", before, after)
+    lost = "what wins locally does not win at the logits" if better else "nothing wins on held-out tokens"
+    return Decision(naive, lost, before, before)
 
 
 def total_kl(stream: Stream, index: int, logits: Value, ffn: WideFfn, wide: Wide) -> Divergence:

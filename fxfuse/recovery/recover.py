@@ -32,7 +32,7 @@ from fxfuse.recovery.records import GroupRecovery, Recovered, RecoveryOptions
 from fxfuse.recovery.streams import Stream
 from fxfuse.recovery.tokens import GroupTokens
 
-__all__ = ["recover", "unrounded"]
+__all__ = ["group_report", "keep_only_gains", "recover", "unrounded"]
 
 Group = Sequence[Block]
 
@@ -108,7 +108,7 @@ class _Run:
             if last and self.logits is not None:
                 found.kl_before = total_kl(self.plain, index, self.logits, ffn, naive.wide)
                 found.kl_after = total_kl(self.judged, index, self.logits, ffn, kept.wide)
-                _keep_only_gains(found)
+                keep_only_gains(found)
             self.fitted.advance(index, ffn, kept.wide)
             self.judged.advance(index, ffn, kept.wide)
             self.plain.advance(index, ffn, naive.wide)
@@ -125,14 +125,7 @@ class _Run:
         tried = candidates(fitting, unrounded(self.front, blocks))
         judgement = Judgement(ffn, self.judged, index, self.logits, self.progress)
         decision = judgement.decide(tried[0], winners(tried))
-        report = GroupRecovery(
-            tuple(block.name for block in blocks), self.options.method, decision.kept.name, decision.reason,
-            self.calibration.tokens, self.calibration.held_out_tokens,
-            sum(block.intermediate_size for block in blocks),
-            tried[0].errors.mean, decision.kept.errors.mean, decision.kept.penalty,
-            decision.before.kl if decision.before else None, decision.after.kl if decision.after else None,
-            fitting.solver, tuple(as_trial(each, tried[0]) for each in tried),
-        )  # fmt: skip
+        report = group_report(blocks, self.calibration, fitting, tried, decision)
         return tried[0], decision, report
 
     def _states(self, batches: Sequence[Batch], part: str, logits: Value | None) -> States:
@@ -163,7 +156,20 @@ def unrounded(front: Runnable, blocks: Group) -> Wide:
     return widen(front.view, blocks, allocate).map(torch.Tensor.float)
 
 
-def _keep_only_gains(found: Recovered) -> None:
+def group_report(
+    blocks: Group, data: Calibration, fitting: Fitting, tried: Sequence[Candidate], decision: Decision
+) -> GroupRecovery:
+    """What is said of a group on which `tried` was tried, the naive form first."""
+    return GroupRecovery(
+        tuple(block.name for block in blocks), fitting.options.method, decision.kept.name, decision.reason,
+        data.tokens, data.held_out_tokens, sum(block.intermediate_size for block in blocks),
+        tried[0].errors.mean, decision.kept.errors.mean, decision.kept.penalty,
+        decision.before.kl if decision.before else None, decision.after.kl if decision.after else None,
+        fitting.solver, tuple(as_trial(each, tried[0]) for each in tried),
+    )  # fmt: skip
+
+
+def keep_only_gains(found: Recovered) -> None:
     """Where all groups together do not win at the logits, none of them stays corrected."""
     before, after = found.kl_before, found.kl_after
     if before is None or after is None or after.kl < before.kl or not any(each.won for each in found.groups):

@@ -9,17 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from fxfuse.analysis.drift import counted
-from fxfuse.analysis.states import States
-from fxfuse.passes.records import Block
+from fxfuse.calibration.store import Activations
+from fxfuse.frontends.protocol import Batch
+from fxfuse.passes.records import Block, Value
 
-__all__ = ["GroupTokens", "Tokens", "token_weights"]
+__all__ = ["Captured", "GroupTokens", "Tokens", "token_weights"]
 
 _LEAST = 1e-4
 """No token counts as if |x_n|^2 were below this share of the batch's mean."""
+
+
+class Captured(Protocol):
+    """What a model computes on one part of the data, kept in `store`: `fxfuse.analysis.states.States`."""
+
+    @property
+    def store(self) -> Activations:
+        """Where it lies, and where more may be kept."""
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The inputs."""
+
+    def get(self, value: Value, place: int) -> torch.Tensor:
+        """A kept value on the batch at `place`."""
+
+    def stream(self, key: Hashable, place: int) -> torch.Tensor:
+        """What lies in the store under `key`, on the model's device."""
+
+    def mask(self, place: int) -> torch.Tensor | None:
+        """Which tokens of a batch count; None for all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class GroupTokens:
     `start` is the key under which the stream before the group lies in the states' store.
     """
 
-    def __init__(self, states: States, blocks: Sequence[Block], start: Hashable) -> None:
+    def __init__(self, states: Captured, blocks: Sequence[Block], start: Hashable) -> None:
         self.states, self.blocks, self._start = states, tuple(blocks), start
         self.places = range(len(states.batches))
 
@@ -51,7 +74,7 @@ class GroupTokens:
 
     def start(self, place: int) -> torch.Tensor:
         """The stream before the group on one batch, [..., hidden], as it is stored."""
-        return self.states.store.get(self._start, place)
+        return self.states.stream(self._start, place)
 
     def read(self, block: Block, place: int) -> torch.Tensor:
         """What `block` reads in the sequential model, [tokens, hidden]."""

@@ -244,12 +244,12 @@ def test_data_are_needed_to_choose_by() -> None:
 
 
 def test_all_groups_together_have_to_win() -> None:
-    from fxfuse.recovery.recover import _keep_only_gains
+    from fxfuse.recovery.recover import keep_only_gains
 
     before, after = Divergence(0.1, 0.01, 0.9, 100), Divergence(0.2, 0.01, 0.9, 100)
     found = recover(front(), chains()[:1], calibration(), FEW)
     lost = Recovered(list(found.wides), list(found.groups), before, after)
-    _keep_only_gains(lost)
+    keep_only_gains(lost)
     assert lost.wides == [None]
     assert lost.kl_after == before
     assert lost.groups[0].reason == "all groups together gain nothing at the logits"
