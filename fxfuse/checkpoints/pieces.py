@@ -66,14 +66,23 @@ def check(made: OutputTensor, tensors: Tensors) -> None:
 
 
 def _fits(made: OutputTensor, tensors: Tensors) -> bool:
-    """Whether parts that stand side by side are of one height, and bytes at hand of the type and shape."""
+    """Whether parts are of their sources, side by side of one height, and bytes at hand of the right type."""
     recipe = made.recipe
     if isinstance(recipe, Given):
         return (recipe.dtype, recipe.shape) == (made.dtype, made.shape)
-    if not isinstance(recipe, Stacked) or recipe.axis == 0:
+    if not isinstance(recipe, Stacked):
         return True
-    bounds = [rows_of(part, tensors) for run in recipe.runs for part in run]
-    return {stop - start for start, stop in bounds} == {made.shape[0]}
+    parts = [part for run in recipe.runs for part in run]
+    heights = {stop - start for start, stop in (rows_of(part, tensors) for part in parts)}
+    return all(_lies_within(part, tensors) for part in parts) and (
+        recipe.axis == 0 or heights == {made.shape[0]}
+    )
+
+
+def _lies_within(part: Part, tensors: Tensors) -> bool:
+    height, width = (*tensors[part.source].shape, 1, 1)[:2]
+    pairs = ((rows_of(part, tensors), height), (part.columns or (0, width), width))
+    return all(0 <= start <= stop <= most for (start, stop), most in pairs)
 
 
 def pieces(made: OutputTensor, tensors: Tensors) -> Iterator[Piece]:
