@@ -1,7 +1,8 @@
 """What the two dialects of block_configs share: one entry a layer, {"attention": {...}, "ffn": {...}}.
 
+Later versions of Model-Optimizer write the same as {"subblock_configs": [{"kind": "attention", ...}, ...]}.
 A layer's width stands there as `intermediate_size` (AnyModel) or as `ffn_mult` (nemotron-nas), its key-value
-heads as `num_key_value_heads` or as query heads to one of them (`n_heads_in_group`); either is understood.
+heads as `num_key_value_heads`, as `num_kv_heads` or as query heads to one of them (`n_heads_in_group`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MULTIPLE = 256
 """What the width that an ffn_mult stands for is rounded up to."""
 
 _REFUSED = {
+    "parallel_blocks": "has parallel blocks, which are not read: use another checkpoint",
+    "mla": "has latent attention, which is not read: use another checkpoint",
     "replace_with_linear": "replaces a block by a linear product, which cannot be read here: use another "
     "checkpoint, or pass the model to fxfuse.fuse",
     "moe": "has experts, which cannot be fused: use another checkpoint",
@@ -55,20 +58,35 @@ def block_layers(config: Mapping[str, Any], place: str) -> tuple[Layer, ...]:
 
 
 def _layer(number: int, entry: Any, config: Mapping[str, Any], place: str) -> Layer:
-    if not isinstance(entry, Mapping) or not all(
-        isinstance(entry.get(name), Mapping) for name in ("attention", "ffn")
-    ):
+    halves = _halves(entry) if isinstance(entry, Mapping) else None
+    if halves is None:
         raise wrong(place, _KEY, number, "has no JSON objects attention and ffn: give both")
-    if entry.get("parallel_blocks"):
-        raise wrong(place, _KEY, number, "has parallel blocks, which are not read: use another checkpoint")
-    for part in (entry["attention"], entry["ffn"]):
+    for part in (entry, *halves):
         for name, told in _REFUSED.items():
             if part.get(name):
                 raise wrong(place, _KEY, number, told)
-    attention, ffn = (not entry[name].get("no_op") for name in ("attention", "ffn"))
-    width = _width(number, entry["ffn"], config, place) if ffn else 0
-    own = {"num_key_value_heads": _kv_heads(number, entry["attention"], config, place)} if attention else {}
-    return Layer(number, attention, ffn, width, own)
+    attention, ffn = halves
+    has_attention, has_ffn = not attention.get("no_op"), not ffn.get("no_op")
+    width = _width(number, ffn, config, place) if has_ffn else 0
+    own = {"num_key_value_heads": _kv_heads(number, attention, config, place)} if has_attention else {}
+    return Layer(number, has_attention, has_ffn, width, own)
+
+
+def _halves(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """What an entry says of attention and of the FFN; None where it is no entry."""
+    found = entry
+    if isinstance(parts := entry.get("subblock_configs"), list):
+        found = {"attention": {"no_op": True}, "ffn": {"no_op": True}}
+        for part in parts:
+            kind = part.get("kind") if isinstance(part, Mapping) else None
+            if not isinstance(kind, str):
+                return None
+            if kind not in found and not part.get("no_op"):
+                found["ffn"] = {kind: True}  # told below as what cannot be read
+            elif kind in found:
+                found[kind] = part
+    halves = found.get("attention"), found.get("ffn")
+    return halves if all(isinstance(each, Mapping) for each in halves) else None  # type: ignore[return-value]
 
 
 def _width(number: int, ffn: Mapping[str, Any], config: Mapping[str, Any], place: str) -> int:
@@ -81,14 +99,25 @@ def _width(number: int, ffn: Mapping[str, Any], config: Mapping[str, Any], place
 
 
 def _kv_heads(number: int, attention: Mapping[str, Any], config: Mapping[str, Any], place: str) -> int:
+    """Key-value heads, from their number or from the query heads to each."""
     heads = count_of(config, "num_attention_heads", place)
-    found, group = attention.get("num_key_value_heads"), attention.get("n_heads_in_group")
-    if found is None and _is_number(group) and group > 0 and heads % group == 0:
-        return int(heads // group)
-    if _is_number(found) and found > 0 and heads % found == 0:
-        return int(found)
-    told = f"n_heads_in_group {group!r}" if found is None else f"num_key_value_heads {found!r}"
-    raise wrong(place, _KEY, number, f"has {told}, which does not divide its {heads} heads: correct it")
+    if attention.get("num_query_heads", heads) != heads:
+        told = f"has {attention['num_query_heads']!r} query heads of its own"
+        raise wrong(place, _KEY, number, f"{told}, which are not read: use another checkpoint")
+    group = attention.get("n_heads_in_group")
+    if _is_number(group):
+        if group > 0 and heads % group == 0:
+            return int(heads // group)
+        raise wrong(place, _KEY, number, f"has n_heads_in_group {group}, and not a divisor of {heads}")
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        found = attention.get(name)
+        if _is_number(found):
+            if found > 0 and heads % found == 0:
+                return int(found)
+            raise wrong(place, _KEY, number, f"has {name} {found}, and not a divisor of {heads}")
+    if config.get("model_type") == "nemotron-nas":
+        raise wrong(place, _KEY, number, "has attention and no n_heads_in_group: give it, or set no_op")
+    return count_of(config, "num_key_value_heads", place)
 
 
 def _is_number(value: Any) -> bool:

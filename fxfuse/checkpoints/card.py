@@ -1,0 +1,139 @@
+"""The model card of a fused checkpoint: what was done, what is known of its loss, how to load and to undo it.
+
+Nothing in it depends on when or where it was written: a run that was killed ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fxfuse._version import __version__
+from fxfuse.checkpoints.records import Checkpoint, Group, Layout, OutputLayer
+from fxfuse.planning.records import Plan, PlannedGroup
+
+__all__ = ["card_of"]
+
+_LICENCE = re.compile(r"^(license|license_name|license_link):[ \t]+\S.*$", re.MULTILINE)
+
+_LOADING = """\
+```python
+import fxfuse
+
+model = fxfuse.load_pretrained("DIR")
+```
+
+`fxfuse verify DIR` tells which other programs load it, and `fxfuse split DIR -o OUT` gives the blocks back as
+they were: bit for bit where the gain was kept, to rounding where it went into the weights.
+"""
+
+_METHOD = """\
+Blocks of norm, FFN and residual add that followed one another with no attention between run side by side on
+one input now ([FFN Fusion](https://arxiv.org/abs/2503.18908)), which is one wide FFN: gate and up are stacked
+by rows, down by columns. The wide FFN is exactly the sum of its blocks; that they no longer see one another's
+output is what fusing may cost.
+"""
+
+
+def card_of(checkpoint: Checkpoint, layout: Layout, plan: Plan | None = None) -> str:
+    """README.md for the folder of a fused checkpoint.
+
+    Args:
+        checkpoint: The source.
+        layout: What became of its layers.
+        plan: Where the groups come from one, with the figures that it brings.
+    """
+    name = checkpoint.folder.resolve().name
+    parts = [
+        _head(checkpoint),
+        f"# {name}, FFNs fused\n",
+        _summary(checkpoint, layout, name),
+        _METHOD,
+        _table(checkpoint, layout),
+        "## What it costs\n",
+        _loss(plan),
+        *([_planned(plan)] if plan is not None and plan.groups else []),
+        "## Loading and undoing\n",
+        _LOADING,
+        f"Written by fxfuse {__version__}; `fxfuse.json` is its record.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _head(checkpoint: Checkpoint) -> str:
+    """Metadata as model hubs read it; the licence is the source's, where its own card names one."""
+    path = checkpoint.folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    metadata = text[3:].partition("\n---")[0] if text.startswith("---\n") else ""
+    licence = [match[0].rstrip() for match in _LICENCE.finditer(metadata)]
+    return "\n".join(["---", *licence, "tags:", "- ffn-fusion", "- fxfuse", "---", ""])
+
+
+def _summary(checkpoint: Checkpoint, layout: Layout, name: str) -> str:
+    before, after = len(checkpoint.layers), len(layout.layers)
+    ffns = sum(map(len, layout.groups))
+    groups = f"{len(layout.groups)} wide one{'s' * (len(layout.groups) != 1)}"
+    return (
+        f"{name} ({checkpoint.family.architecture}) with {ffns} of its FFNs fused into {groups}: {before} "
+        f"layers became {after}. The config is in the `{layout.dialect}` dialect.\n"
+    )
+
+
+def _table(checkpoint: Checkpoint, layout: Layout) -> str:
+    lines = ["| layers before | layer now | widths | norm |", "| --- | --- | --- | --- |"]
+    lines += [_row(checkpoint, layer) for layer in layout.layers if layer.fused]
+    padded = [layer for layer in layout.layers if layer.padding and not layer.fused]
+    if padded:
+        numbers = ", ".join(str(layer.number) for layer in padded)
+        lines += ["", f"Also padded with channels of zeros, which change nothing: layers {numbers}."]
+    return "\n".join([*lines, ""])
+
+
+def _row(checkpoint: Checkpoint, layer: OutputLayer) -> str:
+    widths = [checkpoint.layers[number].intermediate_size for number in layer.sources]
+    told = f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else " + ".join(map(str, widths))
+    padding = f" + {layer.padding} of zeros" if layer.padding else ""
+    norm = "as it was" if layer.keeps_gain else "gains folded into gate and up"
+    return (
+        f"| {_span(layer.sources)} | {layer.number} | {told}{padding} = {layer.intermediate_size} | {norm} |"
+    )
+
+
+def _span(group: Group) -> str:
+    return f"{group[0]} to {group[-1]}"
+
+
+def _loss(plan: Plan | None) -> str:
+    """What is known of the loss, or that it was not measured."""
+    if plan is None:
+        return (
+            "The loss of fusing was **not measured**: these groups come from no plan. Measure it on your "
+            "data before use (`fxfuse analyze`, `fxfuse plan`).\n"
+        )
+    if plan.kl is not None:
+        error = f" ± {plan.kl_error:.2g}" if plan.kl_error is not None else ""
+        return (
+            f"KL divergence of the logits from the unfused model: {plan.kl:.3g}{error} nats per token, "
+            "measured with all groups fused on the data of the plan.\n"
+        )
+    if plan.predicted_kl is not None:
+        return (
+            f"KL divergence of the logits from the unfused model: {plan.predicted_kl:.3g} nats per token, "
+            "**predicted** by the plan and not measured with all groups fused.\n"
+        )
+    return "The loss of fusing was **not measured**: the plan brings no figures of it.\n"
+
+
+def _planned(plan: Plan) -> str:
+    lines = ["| plan's group | KL (nats per token) | SQNR (dB) |", "| --- | --- | --- |"]
+    lines += [_figures(group) for group in plan.groups]
+    budget = ", ".join(f"{name} {value}" for name, value in plan.budget.items() if value is not None)
+    if budget:
+        lines += ["", f"Chosen under: {budget}."]
+    lines += [f"\nNote: {note}" for note in plan.notes]
+    return "\n".join([*lines, ""])
+
+
+def _figures(group: PlannedGroup) -> str:
+    kl = "" if group.kl is None else f"{group.kl:.3g}{'' if group.measured else ' (predicted)'}"
+    sqnr = "" if group.sqnr_db is None else f"{group.sqnr_db:.1f}"
+    return f"| {group.blocks[0]} to {group.blocks[-1]} | {kl} | {sqnr} |"
