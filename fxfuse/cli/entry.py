@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import analyze, compress, distill, fuse, genai, inspect, page, plan, remove, split
+from fxfuse.cli import analyze, compress, distill, fuse, genai, inspect, page, plan, remove, split, verify
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": plan,
     "remove": remove,
     "split": split,
+    "verify": verify,
 }
 
 
