@@ -9,6 +9,7 @@
     report = fxfuse.export_onnx(model, (input_ids,), "model.onnx")
     graph, report = fxfuse.fuse(exported_program, (input_ids,))
     fxfuse.split_onnx("model.fused.onnx")                    # also: fxfuse split model.fused.onnx
+    fxfuse.fuse_checkpoint("IN", "OUT", auto=True)           # also: fxfuse checkpoint IN OUT --auto
 
 The rewrite is lossy: every report says what was found and why not more, and what it costs on your inputs.
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fxfuse.analysis.records import Analysis
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
+    from fxfuse.checkpoints.api import fuse_checkpoint
+    from fxfuse.checkpoints.split import split_checkpoint
     from fxfuse.calibration import Calibration
     from fxfuse.compression.run import compress
     from fxfuse.distillation.api import distill
@@ -70,6 +73,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "fuse",
+    "fuse_checkpoint",
     "fuse_onnx",
     "inspect_model",
     "load_pretrained",
@@ -80,6 +84,7 @@ __all__ = [
     "remove_attention_onnx",
     "reports",
     "session",
+    "split_checkpoint",
     "split_onnx",
     "time_groups",
     "write_page",
@@ -92,6 +97,7 @@ _HOMES = {
     "backend": "backend",
     "reports": "backend",
     "fuse": "torch_api",
+    "fuse_checkpoint": "checkpoints.api",
     "fuse_onnx": "onnx_api",
     "export_genai": "genai.api",
     "export_onnx": "export",
@@ -107,6 +113,7 @@ _HOMES = {
     "Calibration": "calibration",
     "Report": "report",
     "session": "sessions",
+    "split_checkpoint": "checkpoints.split",
     "split_onnx": "splitting",
     "remove_attention": "removal.api",
     "remove_attention_onnx": "removal.onnx_api",

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import analyze, compress, distill, fuse, genai, inspect, page, plan, remove, split, verify
+from fxfuse.cli import analyze, checkpoint, compress, distill, fuse, genai, inspect, page, plan, remove, split, verify
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
@@ -25,6 +25,7 @@ __all__ = ["explain", "main", "parser"]
 
 COMMANDS = {
     "analyze": analyze,
+    "checkpoint": checkpoint,
     "compress": compress,
     "distill": distill,
     "fuse": fuse,
@@ -48,6 +49,7 @@ _FLAGS = {
     "max_tokens": "--tokens",
     "min_sqnr": "--min-sqnr",
     "quantize_exclude": "--quantize-exclude",
+    "shard_size": "--shard-size",
 }
 """Options whose names are no words, as they are called on the command line."""
 

@@ -1,0 +1,111 @@
+"""Give back the checkpoint that a fused one was made of: its layers, its tensors, its config, its files.
+
+Tensors whose gain was kept are the source's bit for bit; those a gain was folded into are divided by it, and
+equal the source's to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fxfuse.checkpoints.pieces import check
+from fxfuse.checkpoints.record import as_text, read_record
+from fxfuse.checkpoints.records import OutputTensor, Stacked
+from fxfuse.checkpoints.report import SplitCheckpoint, sizes
+from fxfuse.checkpoints.shards import cut
+from fxfuse.checkpoints.sidefiles import CARD, CONFIG, OLD_CARD, RECORD, SideFile, side_files
+from fxfuse.checkpoints.tensors import Tensors, file_within
+from fxfuse.checkpoints.undoing import read_undo
+from fxfuse.checkpoints.writing import Content, write
+from fxfuse.errors import FxfuseError, InputError
+from fxfuse.progress import Progress, silent
+
+__all__ = ["split_checkpoint"]
+
+AnyPath: TypeAlias = "str | os.PathLike[str]"
+
+
+def split_checkpoint(
+    folder: AnyPath,
+    out: AnyPath | None = None,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    progress: Progress = silent,
+) -> SplitCheckpoint:
+    """Write the checkpoint that `folder` was fused from, in files of the same names.
+
+    Args:
+        folder: What `fuse_checkpoint` wrote.
+        out: The folder to make; FOLDER-split beside it by default.
+        resume: Go on with what a killed run left; False throws it away.
+        force: Replace `out` if it is not empty.
+        progress: Called with a short text at every step.
+
+    Raises:
+        InputError: The folder holds no record of a fusion or contradicts it, or `out` cannot be written.
+        FxfuseError: The disk is full; nothing is left then.
+    """
+    started = time.monotonic()
+    source = Path(folder)
+    target = Path(out) if out is not None else source.with_name(f"{source.resolve().name}-split")
+    progress("reading headers")
+    tensors, record = Tensors(source), read_record(source)
+    made, texts, layers, dropped = _read(record or {}, tensors, source / RECORD)
+    shards = cut(made, 1)
+    exact = sum(_is_exact(each, tensors) for each in made)
+    report = SplitCheckpoint(
+        os.fspath(source), layers, exact, len(made) - exact, dropped, sizes(shards), os.fspath(target)
+    )
+    content = Content(tensors, shards, texts, _side(source, tensors), {"split": True})
+    report.resumed = write(content, target, resume=resume, force=force, progress=progress)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _read(
+    record: Mapping[str, Any], tensors: Tensors, place: Path
+) -> tuple[list[OutputTensor], dict[str, str], tuple[int, int], list[str]]:
+    """What a record says: tensors, texts, layers now and before, names of what is not given back."""
+    try:
+        source = record["source"]
+        made = read_undo(record["undo"])
+        for each in made:
+            file_within(each.file, place)
+            check(each, tensors)
+        texts = {CONFIG: as_text(source["config"])}
+        if source["record"] is not None:
+            texts[RECORD] = as_text(source["record"])
+        layers = (len(record["layers"]), int(source["num_hidden_layers"]))
+        return made, texts, layers, list(map(str, record["undo"]["dropped"]))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, FxfuseError):
+        raise InputError(
+            f"{place} is damaged or belongs to other tensors: copy the checkpoint anew."
+        ) from None
+
+
+def _is_exact(made: OutputTensor, tensors: Tensors) -> bool:
+    """Whether a tensor is given back bit for bit."""
+    if not isinstance(made.recipe, Stacked):
+        return True
+    parts = [part for run in made.recipe.runs for part in run]
+    return all(
+        part.gain is None and part.factor == 1.0 and tensors[part.source].dtype == made.dtype
+        for part in parts
+    )
+
+
+def _side(folder: Path, tensors: Tensors) -> Sequence[SideFile]:
+    """The files that go along; the source's card is the card again."""
+    found = []
+    for each in side_files(folder, tensors.files)[0]:
+        if each.source.name == CARD and each.source.parent == folder:
+            continue
+        found.append(SideFile(each.source, CARD) if each.name == OLD_CARD else each)
+    return found
