@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from fxfuse.analysis.records import Analysis
     from fxfuse.backend import backend, reports
     from fxfuse.budget import Budget
+    from fxfuse.calibration import Calibration
     from fxfuse.checkpoints.api import fuse_checkpoint
     from fxfuse.checkpoints.split import split_checkpoint
-    from fxfuse.calibration import Calibration
     from fxfuse.compression.run import compress
     from fxfuse.distillation.api import distill
     from fxfuse.export import export_onnx, export_program

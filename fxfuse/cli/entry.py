@@ -15,7 +15,20 @@ from typing import NoReturn
 
 from fxfuse._version import __version__
 from fxfuse.budget import Budget
-from fxfuse.cli import analyze, checkpoint, compress, distill, fuse, genai, inspect, page, plan, remove, split, verify
+from fxfuse.cli import (
+    analyze,
+    checkpoint,
+    compress,
+    distill,
+    fuse,
+    genai,
+    inspect,
+    page,
+    plan,
+    remove,
+    split,
+    verify,
+)
 from fxfuse.cli.codes import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from fxfuse.errors import FxfuseError
 from fxfuse.naming import printable
