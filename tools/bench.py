@@ -25,8 +25,8 @@ from rich.console import Console  # noqa: E402
 from fxfuse.errors import FxfuseError  # noqa: E402
 from fxfuse.timing.workers import Failure  # noqa: E402
 from tools.benchmark import results  # noqa: E402
-from tools.benchmark.cases import QUICK, Case, Settings, cases_on  # noqa: E402
-from tools.benchmark.ceilings import Ceilings  # noqa: E402
+from tools.benchmark.cases import QUICK, Case, Settings, cases_on, shape_of  # noqa: E402
+from tools.benchmark.ceilings import BYTES, Ceilings  # noqa: E402
 from tools.benchmark.contest import Clock, measure  # noqa: E402
 from tools.benchmark.crew import Process  # noqa: E402
 from tools.benchmark.machine import Machine, available_cores, slug  # noqa: E402
@@ -75,7 +75,8 @@ def _run(run: results.Run, cases: Sequence[Case], options: argparse.Namespace, p
         _save(run, path, run.checks)
         return bool(run.checks["failures"])
     progress("measuring the machine's ceilings")
-    run.ceilings = _measure_ceilings(run.settings, small=options.quick)
+    sizes = _sizes(cases)
+    run.ceilings = _measure_ceilings(run.settings, sizes, small=options.quick)
     _save(run, path)
     if run.settings.device == "cuda":
         from tools.benchmark.checks import check_norms
@@ -87,7 +88,7 @@ def _run(run: results.Run, cases: Sequence[Case], options: argparse.Namespace, p
         _save(run, path)
     if run.settings.device == "cpu" and not options.quick:
         progress("measuring the machine's ceilings again")
-        run.ceilings = run.ceilings.best(_measure_ceilings(run.settings, small=False))
+        run.ceilings = run.ceilings.best(_measure_ceilings(run.settings, sizes, small=False))
         _save(run, path)
     return any(result.failures for result in run.results)
 
@@ -98,9 +99,16 @@ def _save(run: results.Run, path: Path, checks: dict[str, object] | None = None)
     results.write(results.to_dict(run), path)
 
 
-def _measure_ceilings(settings: Settings, *, small: bool) -> Ceilings:
+def _sizes(cases: Sequence[Case]) -> list[float]:
+    """MB of the weights of bare chains in the types that are timed."""
+    shapes = {shape for case in cases if (shape := shape_of(case.model)) is not None}
+    found = {each.weights * BYTES[kind] / 1e6 for each in shapes for kind in ("float32", "int8", "int4")}
+    return sorted(found)
+
+
+def _measure_ceilings(settings: Settings, sizes: Sequence[float], *, small: bool) -> Ceilings:
     factory = "tools.benchmark.ceilings:open_meter"
-    with Process(factory, settings.device, settings.threads, small, quiet=True) as meter:
+    with Process(factory, settings.device, settings.threads, small, sizes, quiet=True) as meter:
         try:
             found: Ceilings = meter.ask("measure")
         except Failure as failure:

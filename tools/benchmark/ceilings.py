@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ceilings", "Floor", "Meter", "open_meter"]
+__all__ = ["BYTES", "Ceilings", "Floor", "Meter", "open_meter"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Floor:
 
 @dataclass
 class Ceilings:
-    """GB/s by how it was measured, the one that shares are of, TFLOP/s by type, MB of the last cache."""
+    """GB/s by how it was measured, the one that shares are of, TFLOP/s by type, MB of the last cache.
+
+    by_size: GB/s of a matrix-vector product whose matrix has so many MB: small ones may stay in a cache.
+    """
 
     bandwidths: dict[str, float] = field(default_factory=dict)
     bandwidth: float = 0.0
@@ -35,6 +39,7 @@ class Ceilings:
     rates: dict[str, float] = field(default_factory=dict)
     cache_mb: float | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    by_size: dict[str, float] = field(default_factory=dict)
 
     def best(self, other: Ceilings) -> Ceilings:
         """The higher of each: what one of two measurements reached is no ceiling."""
@@ -42,7 +47,8 @@ class Ceilings:
         rates = _higher(self.rates, other.rates)
         of = self.of if self.of == "copy" else max(bandwidths, key=lambda name: bandwidths[name], default="")
         failures = self.failures | other.failures
-        return Ceilings(bandwidths, bandwidths.get(of, 0.0), of, rates, self.cache_mb, failures)
+        by_size = _higher(self.by_size, other.by_size)
+        return Ceilings(bandwidths, bandwidths.get(of, 0.0), of, rates, self.cache_mb, failures, by_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -53,10 +59,11 @@ class Ceilings:
         if not self.bandwidth:
             return None
         size = weights * BYTES[kind]
-        read = 1e6 * size / (self.bandwidth * 1e9)
+        near = [rate for mb, rate in self.by_size.items() if 0.7 <= float(mb) * 1e6 / size <= 1.4]
+        read = 1e6 * size / (max([self.bandwidth, *near]) * 1e9)
         rate = self.rates.get("int8" if kind == "int4" else kind)
         computed = 1e6 * 2 * weights * tokens / (rate * 1e12) if rate else 0.0
-        in_cache = self.cache_mb is not None and size < self.cache_mb * 1e6
+        in_cache = self.cache_mb is not None and size < self.cache_mb * 1e6 and not near
         return Floor(max(read, computed), "bandwidth" if read >= computed else "products", in_cache)
 
 
@@ -68,16 +75,16 @@ def _higher(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in one | other}
 
 
-def open_meter(device: str, threads: int, small: bool = False) -> Meter:
-    """The factory of the measuring process."""
-    return Meter(device, threads, small)
+def open_meter(device: str, threads: int, small: bool = False, sizes: Sequence[float] = ()) -> Meter:
+    """The factory of the measuring process; `sizes`: MB of matrices that are measured besides."""
+    return Meter(device, threads, small, sizes)
 
 
 class Meter:
     """Measures in a process of its own, whose memory is free again afterwards."""
 
-    def __init__(self, device: str, threads: int, small: bool) -> None:
-        self._device, self._threads, self._small = device, threads, small
+    def __init__(self, device: str, threads: int, small: bool, sizes: Sequence[float]) -> None:
+        self._device, self._threads, self._small, self._sizes = device, threads, small, sizes
 
     def measure(self) -> Ceilings:
         """All ceilings; what cannot be measured is told and the rest goes on."""
@@ -109,6 +116,10 @@ class Meter:
             ("bandwidths", "matrix-vector product", lambda: self._gemv(size, "float32")),
             ("rates", "float32", lambda: self._product(side, "float32")),
             ("rates", "int8", lambda: _int8_product(side, self._threads)),
+            *(
+                ("by_size", f"{mb:.1f}", partial(self._gemv, int(mb * 1e6 / 4 / 256), "float32", 256))
+                for mb in self._sizes
+            ),
         ]
 
     def _on_cuda(self) -> list[tuple[str, str, Callable[[], float]]]:
@@ -134,13 +145,14 @@ class Meter:
         y = torch.empty_like(x)
         return 8e-9 * side * side / self._time(lambda: y.copy_(x))
 
-    def _gemv(self, side: int, dtype: str) -> float:
+    def _gemv(self, rows: int, dtype: str, columns: int | None = None) -> float:
+        """The product of a matrix, square by default, and a vector."""
         import torch
 
-        kind = getattr(torch, dtype)
-        x = torch.ones(side, side, device=self._device, dtype=kind)
-        v = torch.ones(side, device=self._device, dtype=kind)
-        return BYTES[dtype] * 1e-9 * side * side / self._time(lambda: torch.mv(x, v))
+        kind, columns = getattr(torch, dtype), columns or rows
+        x = torch.ones(rows, columns, device=self._device, dtype=kind)
+        v = torch.ones(columns, device=self._device, dtype=kind)
+        return BYTES[dtype] * 1e-9 * rows * columns / self._time(lambda: torch.mv(x, v))
 
     def _product(self, side: int, dtype: str) -> float:
         import torch
