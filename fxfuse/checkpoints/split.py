@@ -61,7 +61,7 @@ def split_checkpoint(
     report = SplitCheckpoint(
         os.fspath(source), layers, exact, len(made) - exact, dropped, sizes(shards), os.fspath(target)
     )
-    content = Content(tensors, shards, texts, _side(source, tensors), {"split": True})
+    content = Content(tensors, shards, texts, _side(source, tensors, RECORD in texts), {"split": True})
     report.resumed = write(content, target, resume=resume, force=force, progress=progress)
     report.seconds = time.monotonic() - started
     return report
@@ -77,9 +77,9 @@ def _read(
         for each in made:
             file_within(each.file, place)
             check(each, tensors)
-        texts = {CONFIG: as_text(source["config"])}
+        texts = {CONFIG: as_text(dict(source["config"]))}
         if source["record"] is not None:
-            texts[RECORD] = as_text(source["record"])
+            texts[RECORD] = as_text(dict(source["record"]))
         layers = (len(record["layers"]), int(source["num_hidden_layers"]))
         return made, texts, layers, list(map(str, record["undo"]["dropped"]))
     except InputError:
@@ -101,11 +101,11 @@ def _is_exact(made: OutputTensor, tensors: Tensors) -> bool:
     )
 
 
-def _side(folder: Path, tensors: Tensors) -> Sequence[SideFile]:
-    """The files that go along; the source's card is the card again."""
+def _side(folder: Path, tensors: Tensors, still_fused: bool) -> Sequence[SideFile]:
+    """The files that go along; the source's card is the card again, once nothing is fused any more."""
     found = []
     for each in side_files(folder, tensors.files)[0]:
         if each.source.name == CARD and each.source.parent == folder:
             continue
-        found.append(SideFile(each.source, CARD) if each.name == OLD_CARD else each)
+        found.append(SideFile(each.source, CARD) if each.name == OLD_CARD and not still_fused else each)
     return found
