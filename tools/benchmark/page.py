@@ -29,9 +29,9 @@ contestant, the one with the least median, over that of the best fused one, the 
 the fused form is faster. In brackets stand the least and the greatest round, which are the noise; ~ marks
 ratios whose rounds do not agree on who is faster.
 "Share" is what the machine could do at most over what was measured: the time that reading the weights once
-takes at the bandwidth measured on as many bytes, or computing the products at the measured rate, whichever is
-longer, over the time of a call. Where no bandwidth was measured at that size and the weights fit into the last
-cache, they may be read faster than memory is, so a share may pass 100 %; it is marked with *.
+takes at the bandwidth measured on as many bytes, or computing the products at the measured rate, whichever
+is longer, over the time of a call. Where no bandwidth was measured at that size and the weights fit into the
+last cache, they may be read faster than memory is, so a share may pass 100 %; it is marked with *.
 
 Fusing moves no fewer weights. It saves the depth: launches, norms, adds and the ends of small products. Where
 the share of the unfused form is near 100 % already, nothing is left to save.
