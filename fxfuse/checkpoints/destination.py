@@ -1,14 +1,15 @@
 """The folder that is written: beside its place at first, then renamed, so that it appears whole or not.
 
-    parent/.OUT.fxfuse-partial/journal     how far the run is
-                               out/        what will be OUT
-                               replaced/   the OUT that was there before, with force
+    parent/.OUT.fxfuse-partial/     what will be OUT
+           .OUT.fxfuse-journal      how far the run is; the last that goes
+           .OUT.fxfuse-replaced/    the OUT that was there before, with force, while both are renamed
 
-A killed run leaves the partial folder, with which the same command goes on. One that fails takes it away.
+A killed run leaves these, and the same command goes on with them. One that fails takes them away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -29,10 +30,10 @@ class Destination:
     def __init__(self, out: Path, source: Path, *, force: bool = False) -> None:
         self.target = Path(os.path.realpath(out))
         _check_place(self.target, Path(os.path.realpath(source)))
-        self.partial = self.target.with_name(f".{self.target.name}.fxfuse-partial")
-        self.content = self.partial / "out"
-        self.journal = self.partial / "journal"
-        self._replaced = self.partial / "replaced"
+        self.content, self.journal, self._replaced = (
+            self.target.with_name(f".{self.target.name}.fxfuse-{what}")
+            for what in ("partial", "journal", "replaced")
+        )
         self._force = force
 
     @property
@@ -46,12 +47,8 @@ class Destination:
         Raises:
             InputError: The folder holds something.
         """
-        if not self._force and self.target.is_dir() and any(self.target.iterdir()):
+        if not self._force and self._holds_something():
             raise InputError(f"{self.target} is not empty: choose another folder or force it.")
-
-    def begin(self) -> None:
-        """Make the partial folder, or go on with the one that is there."""
-        self.partial.mkdir(exist_ok=True)
 
     def clear(self) -> None:
         """Throw away what another run wrote."""
@@ -61,7 +58,7 @@ class Destination:
     def commit(self) -> None:
         """Rename: the old folder out of its place, the new one into it."""
         sync(self.content)
-        if self.target.exists() and any(self.target.iterdir()):
+        if self._holds_something():
             os.rename(self.target, self._replaced)
         try:
             os.rename(self.content, self.target)
@@ -69,12 +66,21 @@ class Destination:
             self._put_back()
             raise
         sync(self.target.parent)
-        self.discard()
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove what is left when everything is in place."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        self.journal.unlink()
 
     def discard(self) -> None:
-        """Remove the partial folder; an old folder that is not in its place goes back there."""
-        self._put_back()
-        shutil.rmtree(self.partial, ignore_errors=True)
+        """Remove all that was written; an old folder that is not in its place goes back there."""
+        self.clear()
+        with contextlib.suppress(OSError):
+            self.journal.unlink()
+
+    def _holds_something(self) -> bool:
+        return self.target.is_dir() and any(self.target.iterdir())
 
     def _put_back(self) -> None:
         if self._replaced.exists() and not self.target.exists():

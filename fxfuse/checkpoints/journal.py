@@ -40,7 +40,7 @@ class Journal:
             _lock(self._file, path)
             held, self._positions = _read(path)
             if held is not None and held != key and not restart:
-                raise InputError(_foreign(path.parent, held, key))
+                raise InputError(_foreign(path, held, key))
             self.resumed = held == key and not restart
             if not self.resumed:
                 self._begin(key)
@@ -94,10 +94,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any] | None, dict[str, int]]:
         return None, {}
 
 
-def _foreign(folder: Path, held: Mapping[str, Any], key: Mapping[str, Any]) -> str:
+def _foreign(path: Path, held: Mapping[str, Any], key: Mapping[str, Any]) -> str:
     differing = [words for name, words in _WORDS.items() if held.get(name) != key.get(name)]
     return (
-        f"{folder} holds what another run left, and {' and '.join(differing) or 'what it writes'} differ: "
+        f"{path} is what another run left, and {' and '.join(differing) or 'what it writes'} differ: "
         "finish that one, or give resume=False (--restart) to throw it away."
     )
 
@@ -111,6 +111,6 @@ def _lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"Another run is writing in {path.parent}: wait for its end.") from None
+        raise InputError(f"Another run is at it ({path} is locked): wait for its end.") from None
     except OSError:
         return

@@ -1,6 +1,6 @@
 """Write a checkpoint tensor by tensor: a kill at any moment costs little, and no failure leaves traces.
 
-    source/*.safetensors --spans--> .OUT.fxfuse-partial/out/model-00001-of-00007.safetensors --rename--> OUT/
+    source/*.safetensors --spans--> .OUT.fxfuse-partial/model-00001-of-00007.safetensors --rename--> OUT/
                          --bands-->
 
 Memory is that of some bands, whatever the model's size. The journal says how far the shards are on the disk;
@@ -93,7 +93,6 @@ def write(
 
 def _begin(place: Destination, key: Mapping[str, Any], needed: int, *, restart: bool) -> Journal:
     try:
-        place.partial.mkdir(exist_ok=True)
         return Journal(place.journal, key, restart=restart)
     except OSError as error:
         told = explain_write(error, place.target.parent, None, needed)
@@ -112,7 +111,7 @@ def _finish(
 ) -> bool:
     """Do what the journal does not tell of."""
     if journal.ended and place.renamed:
-        place.discard()
+        place.clean_up()
         return True
     place.check_free()
     try:
@@ -125,7 +124,7 @@ def _finish(
         journal.end()
         place.commit()
     except Exception as error:
-        told = explain_write(error, place.target.parent, place.partial, content.nbytes)
+        told = explain_write(error, place.target.parent, place.content, content.nbytes)
         place.discard()
         if told is None:
             raise

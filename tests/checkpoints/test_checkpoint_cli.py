@@ -99,9 +99,9 @@ def test_restart_after_another_run(
             "fxfuse.checkpoints.filling.copy_bytes", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
         )
         assert run("checkpoint", source, tmp_path / "out", "--auto") == 143
-    assert sorted(os.listdir(tmp_path)) == [".out.fxfuse-partial", "in"]
+    assert sorted(os.listdir(tmp_path)) == [".out.fxfuse-journal", ".out.fxfuse-partial", "in"]
     assert run("checkpoint", source, tmp_path / "out", "--groups", "1-2") == 2
-    assert "holds what another run left, and the arguments differ" in capsys.readouterr().err
+    assert "is what another run left, and the arguments differ" in capsys.readouterr().err
     assert run("checkpoint", source, tmp_path / "out", "--groups", "1-2", "--restart") == 0
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
@@ -111,7 +111,7 @@ def test_killed_as_a_user_runs_it(tmp_path: Path) -> None:
     source = drawn(tmp_path / "in", hidden_size=512, intermediate_size=4096, vocab_size=4000)
     out, words = tmp_path / "out", [sys.executable, "-m", "fxfuse.cli", "checkpoint", source]
     process = subprocess.Popen([*words, out, "--auto"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / ".out.fxfuse-partial" / "out").exists():
+    while process.poll() is None and not (tmp_path / ".out.fxfuse-partial").exists():
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL

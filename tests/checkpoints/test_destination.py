@@ -18,7 +18,7 @@ def source(tmp_path: Path) -> Path:
 def begun(out: Path, source: Path, force: bool = False) -> Destination:
     """A destination whose new content is the file `new`."""
     place = Destination(out, source, force=force)
-    place.content.mkdir(parents=True)
+    place.content.mkdir()
     place.journal.touch()
     (place.content / "new").touch()
     return place
@@ -108,8 +108,8 @@ def test_old_folder_comes_back_when_the_new_one_cannot_come(
 @pytest.mark.parametrize("step", ["clear", "discard"])
 def test_old_folder_that_a_kill_left_aside_comes_back(tmp_path: Path, source: Path, step: str) -> None:
     place = begun(tmp_path / "out", source, force=True)
-    (place.partial / "replaced").mkdir()
-    (place.partial / "replaced" / "old").touch()
+    (tmp_path / ".out.fxfuse-replaced").mkdir()
+    (tmp_path / ".out.fxfuse-replaced" / "old").touch()
     getattr(place, step)()
     assert inside(tmp_path / "out") == ["old"]
 

@@ -60,7 +60,7 @@ def test_a_journal_cut_anywhere_tells_what_was_written_whole(tmp_path: Path) -> 
 )
 def test_another_run_is_refused(tmp_path: Path, changed: dict[str, object], words: str) -> None:
     Journal(tmp_path / "journal", KEY | changed).close()
-    with pytest.raises(InputError, match=f"holds what another run left, and {words}"):
+    with pytest.raises(InputError, match=f"is what another run left, and {words}"):
         Journal(tmp_path / "journal", KEY)
 
 
@@ -74,7 +74,7 @@ def test_restart_throws_it_away(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", KEY)
-    with pytest.raises(InputError, match="Another run is writing in .*: wait for its end"):
+    with pytest.raises(InputError, match="Another run is at it .*: wait for its end"):
         Journal(tmp_path / "journal", KEY)
     journal.close()
     assert positions(tmp_path / "journal")[0]

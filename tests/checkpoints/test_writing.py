@@ -143,7 +143,7 @@ def test_files_that_are_gone_or_short_are_written_again(tmp_path: Path, source: 
     write(content_of(source), tmp_path / "undisturbed")
     with pytest.raises(Stop):
         write(content_of(source), tmp_path / "out", progress=stop_after(12))
-    partial = tmp_path / ".out.fxfuse-partial" / "out"
+    partial = tmp_path / ".out.fxfuse-partial"
     os.truncate(partial / "model-00001-of-00003.safetensors", 10)
     (partial / "model-00002-of-00003.safetensors").unlink()
     assert write(content_of(source), tmp_path / "out")
@@ -183,7 +183,7 @@ def run(source, out, force, kill_at):
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*arguments, **more)
         return wrapped
-    for name in ("pwrite", "copy_file_range", "write", "fsync", "ftruncate", "truncate", "rename", "rmdir"):
+    for name in "pwrite copy_file_range write fsync ftruncate truncate rename rmdir unlink".split():
         setattr(os, name, counted(getattr(os, name)))
     write(content_of(source), out, force=force)
 
@@ -213,7 +213,7 @@ for force in (False, True):
         ended = child(source, out, force, kill_at)
         whole = out.exists() and files(out) == files(expected)
         old = out.exists() and os.listdir(out) == ["old"]
-        aside = (work / ".out.fxfuse-partial" / "replaced" / "old").exists()
+        aside = (work / ".out.fxfuse-replaced" / "old").exists()
         assert whole or (old or aside if force else not out.exists()), (kill_at, os.listdir(work))
         if ended:
             assert ended == -signal.SIGKILL, ended
@@ -239,10 +239,10 @@ def test_killed_before_every_call_to_the_system(tmp_path: Path, source: Path) ->
 def test_run_that_had_only_to_clean_up(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("fxfuse.checkpoints.destination.Destination.discard", stop_after(0))
+        patch.setattr("fxfuse.checkpoints.destination.Destination.clean_up", stop_after(0))
         with pytest.raises(Stop):
             write(content_of(source), out)
-    assert (tmp_path / ".out.fxfuse-partial").exists()
+    assert (tmp_path / ".out.fxfuse-journal").exists()
     assert write(content_of(source), out)
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
     with pytest.raises(InputError, match="is not empty"):
@@ -335,10 +335,14 @@ def test_source_that_is_cut_short_meanwhile(
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    there = os.open
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    def refuse(path: Path, *words: Any) -> int:
+        if path.name == ".out.fxfuse-journal":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return there(path, *words)
+
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match=r"The folder .* cannot be written \(permission denied\): choose"):
         write(content_of(source), tmp_path / "out")
 
