@@ -144,9 +144,23 @@ def _missing(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _misshapen(checkpoint: Checkpoint, name: str, shape: Shape) -> str:
-    found, place = list(checkpoint.tensors[name].shape), checkpoint.folder / "config.json"
+    found, place = checkpoint.tensors[name].shape, checkpoint.folder / "config.json"
     number = layer_number(name, checkpoint.family.layers)
-    if number is not None and name.endswith(".mlp.down_proj.weight") and found[0] == checkpoint.hidden_size:
+    width = None if number is None else _width(checkpoint, name, found)
+    if number is not None and width is not None:
         told = f"the FFN of layer {number} is {checkpoint.layers[number].intermediate_size} wide"
-        return f"{place} says that {told}, and {name} is {found[1]} wide: correct config.json."
-    return f"By {place} {name} must be of shape {list(shape)}, and it is of {found}: correct the wrong one."
+        return f"{place} says that {told}, and {name} is {width} wide: correct config.json."
+    shapes = f"must be of shape {list(shape)}, and it is of {list(found)}"
+    return f"By {place} {name} {shapes}: correct the one that is wrong."
+
+
+def _width(checkpoint: Checkpoint, name: str, shape: Shape) -> int | None:
+    """How wide an FFN of this weight is; None where the tensor is none or has another hidden size."""
+    family = checkpoint.family
+    own = next((each for each in family.ffn_weights if name.endswith(f".{each}.weight")), None)
+    if own is None or len(shape) != 2:
+        return None
+    width, hidden = shape[::-1] if own == family.down else shape
+    if hidden != checkpoint.hidden_size or (own == family.packed and width % 2):
+        return None
+    return width // 2 if own == family.packed else width

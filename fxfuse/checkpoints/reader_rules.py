@@ -12,9 +12,9 @@ A rule yields what is wrong, as the end of a sentence that begins with the reade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from fxfuse.checkpoints.dialects.blocks import MULTIPLE, width_of
+from fxfuse.checkpoints.dialects.blocks import MULTIPLE
 from fxfuse.checkpoints.file_rules import beside_config, code_in_folder, files_by_name, leftovers, tokenizer
 from fxfuse.checkpoints.reader_names import LLAMA_CPP, MLX, TRT, VLLM
 from fxfuse.checkpoints.seen import Rule, Seen
@@ -54,8 +54,17 @@ def _attention_alone(seen: Seen) -> Iterator[str]:
             yield f"layer {layer.number} is attention alone, which is left out"
 
 
-def _widths(seen: Seen) -> Iterator[str]:
-    """ffn_mult is a float that gives back the width, rounded to 6 decimals or not."""
+def _rounded_widths(seen: Seen) -> Iterator[str]:
+    """ffn_mult is a float whose 6 decimals give back the width."""
+    return _widths(seen, lambda ffn_mult: round(ffn_mult, 6))
+
+
+def _exact_widths(seen: Seen) -> Iterator[str]:
+    """ffn_mult is a float that gives back the width."""
+    return _widths(seen, lambda ffn_mult: ffn_mult)
+
+
+def _widths(seen: Seen, taken: Callable[[float], float]) -> Iterator[str]:
     hidden = seen.checkpoint.hidden_size
     for layer, entry in zip(seen.checkpoint.layers, seen.entries, strict=True):
         ffn_mult, width = entry.get("ffn", {}).get("ffn_mult"), _stored_width(seen, layer.number)
@@ -66,8 +75,9 @@ def _widths(seen: Seen) -> Iterator[str]:
         elif not isinstance(ffn_mult, float):
             yield f"the ffn_mult of layer {layer.number} is {ffn_mult!r}, and not a float"
         else:
-            as_it_is = int(2 * ffn_mult * hidden / 3)
-            for made in {width_of(ffn_mult, hidden), as_it_is + -as_it_is % MULTIPLE} - {width}:
+            channels = int(2 * taken(ffn_mult) * hidden / 3)
+            made = channels + -channels % MULTIPLE
+            if made != width:
                 yield f"the ffn_mult {ffn_mult} of layer {layer.number} makes {made} of its {width} channels"
 
 
@@ -156,7 +166,8 @@ RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (_first_attention, (VLLM, LLAMA_CPP)),
     (_any_attention, (MLX, TRT)),
     (_attention_alone, (LLAMA_CPP,)),
-    (_widths, _ALL),
+    (_rounded_widths, (MLX,)),
+    (_exact_widths, (VLLM, LLAMA_CPP, TRT)),
     (_head_size, (MLX, LLAMA_CPP, TRT)),
     (_silu, _ALL),
     (_no_biases, (TRT,)),

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fxfuse.checkpoints.dialects.blocks import MULTIPLE, block_layers, width_of
+from fxfuse.checkpoints.dialects.blocks import MULTIPLE, block_layers
 from fxfuse.checkpoints.dialects.plain import commonest, output_kv_heads, own_of, renumbered
 from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
 from fxfuse.checkpoints.settings import count_of, multiplier, rope_of, setting, sliding_window
@@ -67,14 +67,10 @@ def padding_of(intermediate_size: int) -> int:
 def ffn_mult_of(intermediate_size: int, hidden_size: int) -> float:
     """An ffn_mult that readers make `intermediate_size` of, a multiple of 256.
 
-    3 width / (2 hidden) where its 6 decimals are enough, else that of a width half a step below, which is
-    rounded up: 6 decimals move it by less than hidden / 3,000,000.
+    Its 6 decimals move 2 ffn_mult hidden / 3 by less than hidden / 3,000,000: less than one channel, which is
+    cut off above a multiple of 256 and rounded up below one.
     """
-    for wanted in (intermediate_size, intermediate_size - MULTIPLE // 2):
-        ffn_mult = round(1.5 * wanted / hidden_size, 6)
-        if width_of(ffn_mult, hidden_size) == intermediate_size:
-            return ffn_mult
-    raise AssertionError(f"no ffn_mult for {intermediate_size} at {hidden_size}")
+    return round(1.5 * intermediate_size / hidden_size, 6)
 
 
 @dataclass(frozen=True)
