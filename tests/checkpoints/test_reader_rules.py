@@ -29,7 +29,7 @@ RULES: list[tuple[Edit, str, tuple[str, ...]]] = [
     (drop("rope_theta"), "rope_theta is not at the top level", (MLX,)),
     (words(rope_scaling={"rope_type": "linear"}), "has no factor or no rope_type", (MLX,)),
     (words(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "of yarn are taken for plain", (LLAMA_CPP,)),
-    (words(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "of dynamic are not known", (MLX,)),
+    (words(rope_scaling={"rope_type": "su", "factor": 2.0}), "of su are not known", (MLX,)),
     (
         words(rope_scaling={"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 64}),
         "original_max_position_embeddings is 8192 at the top level, and 64 in rope_scaling",

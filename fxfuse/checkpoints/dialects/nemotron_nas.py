@@ -34,7 +34,7 @@ __all__ = [
     "padding_of",
 ]  # fmt: skip
 
-ROPES = ("default", "linear", "llama3", "yarn")
+ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 """Rotary embeddings that at least one reader builds from rope_theta and rope_scaling."""
 
 _CODE = "configuration_decilm"
