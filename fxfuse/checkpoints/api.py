@@ -1,23 +1,26 @@
 """Fuse a checkpoint of any size on disk, tensor by tensor, without a machine that could hold it.
 
-open -> choose groups -> lay out -> recipes -> write beside -> verify -> rename
+open -> choose groups -> (recover) -> lay out -> recipes -> write beside -> verify -> rename
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxfuse.checkpoints.card import card_of
+from fxfuse.checkpoints.destination import Destination
 from fxfuse.checkpoints.dialects import config_of, extra_files
 from fxfuse.checkpoints.grouping import choose_groups
 from fxfuse.checkpoints.layout import lay_out
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.recipes import output_tensors
 from fxfuse.checkpoints.record import as_text, record_of
-from fxfuse.checkpoints.records import Checkpoint, Layout
+from fxfuse.checkpoints.records import Checkpoint, Group, Layout
 from fxfuse.checkpoints.report import CheckpointReport, padding, sizes
 from fxfuse.checkpoints.shards import Shard, cut
 from fxfuse.checkpoints.sidefiles import CARD, CONFIG, RECORD, SideFile, side_files
@@ -27,6 +30,11 @@ from fxfuse.errors import InputError, VerificationError
 from fxfuse.planning.files import AnyPlan, read_plan
 from fxfuse.planning.records import Plan
 from fxfuse.progress import Progress, silent
+from fxfuse.recovery.using import Recovery, recovery_for
+from fxfuse.sessions import Provider
+
+if TYPE_CHECKING:
+    from fxfuse.streaming.kept import KeptRecovery
 
 __all__ = ["fuse_checkpoint"]
 
@@ -46,6 +54,9 @@ def fuse_checkpoint(
     dry_run: bool = False,
     resume: bool = True,
     force: bool = False,
+    recover: Any = None,
+    calibration: Any = None,
+    provider: Provider = "auto",
     progress: Progress = silent,
 ) -> CheckpointReport:
     """Write the fused checkpoint of a folder of safetensors files.
@@ -65,6 +76,10 @@ def fuse_checkpoint(
         dry_run: Write nothing; the report says what would be written.
         resume: Go on with what a killed run left; False throws it away.
         force: Replace `out` if it is not empty.
+        recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`,
+            block by block from disk. A dry run does not: shapes stay as they are.
+        calibration: Token ids to recover on, as `fxfuse.Calibration.of` takes them.
+        provider: Where recovery computes: "cuda", "cpu", or "auto" for the first of them that is there.
         progress: Called with a short text at every step.
 
     Raises:
@@ -79,18 +94,46 @@ def fuse_checkpoint(
     progress("reading headers")
     checkpoint = open_checkpoint(Path(folder))
     plan = None if plan is None else read_plan(plan)
+    recovery = recovery_for(recover, calibration)
     found = choose_groups(checkpoint, groups, plan, auto=auto, max_group=max_group)
     layout = lay_out(checkpoint, found, dialect)
+    kept = None
+    if recovery is not None and out is not None and not dry_run:
+        place = Destination(Path(out), checkpoint.folder, force=force)
+        kept = _recovered(checkpoint, found, recovery, place, resume, provider, progress)
+        checkpoint, layout = kept.checkpoint, lay_out(kept.checkpoint, found, dialect)
     shards = cut(output_tensors(checkpoint, layout), shard_size)
     report = _report(checkpoint, layout, shards)
+    report.recovery = None if kept is None else kept.figures
     if not dry_run and out is not None:
-        content = _content(checkpoint, layout, shards, plan, shard_size)
-        report.resumed = write(
-            content, Path(out), resume=resume, force=force, judge=_judge, progress=progress
-        )
+        content = _content(checkpoint, layout, shards, plan, shard_size, report.recovery)
+        with contextlib.nullcontext() if kept is None else kept:
+            report.resumed = write(
+                content, Path(out), resume=resume, force=force, judge=_judge, progress=progress
+            )
         report.output = os.fspath(out)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _recovered(
+    checkpoint: Checkpoint,
+    groups: list[Group],
+    recovery: Recovery,
+    place: Destination,
+    resume: bool,
+    provider: Provider,
+    progress: Progress,
+) -> KeptRecovery:
+    """The checkpoint with corrected weights, once it is known that it can be written."""
+    from fxfuse.streaming.kept import kept_recovery
+
+    if not (resume and place.renamed):
+        place.check_free()
+    return kept_recovery(
+        checkpoint, groups, recovery.calibration, place.target, recovery.options, resume=resume,
+        provider=provider, progress=progress,
+    )  # fmt: skip
 
 
 def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> CheckpointReport:
@@ -108,14 +151,19 @@ def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> Chec
 
 
 def _content(
-    checkpoint: Checkpoint, layout: Layout, shards: list[Shard], plan: Plan | None, shard_size: int
+    checkpoint: Checkpoint,
+    layout: Layout,
+    shards: list[Shard],
+    plan: Plan | None,
+    shard_size: int,
+    recovery: Mapping[str, Any] | None,
 ) -> Content:
     made = [each for shard in shards for each in shard.tensors]
     texts = {
         **extra_files(layout),
         CONFIG: as_text(config_of(checkpoint, layout)),
-        RECORD: as_text(record_of(checkpoint, layout, made, plan)),
-        CARD: card_of(checkpoint, layout, plan),
+        RECORD: as_text(record_of(checkpoint, layout, made, plan, recovery)),
+        CARD: card_of(checkpoint, layout, plan, recovery),
     }
     arguments = {"groups": layout.groups, "dialect": layout.dialect, "shard_size": shard_size}
     side, _ = side_files(checkpoint.folder, checkpoint.tensors.files)

@@ -6,6 +6,8 @@ Nothing in it depends on when or where it was written: a run that was killed end
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from fxfuse._version import __version__
 from fxfuse.checkpoints.records import Checkpoint, Group, Layout, OutputLayer
@@ -34,13 +36,19 @@ output is what fusing may cost.
 """
 
 
-def card_of(checkpoint: Checkpoint, layout: Layout, plan: Plan | None = None) -> str:
+def card_of(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    plan: Plan | None = None,
+    recovery: Mapping[str, Any] | None = None,
+) -> str:
     """README.md for the folder of a fused checkpoint.
 
     Args:
         checkpoint: The source.
         layout: What became of its layers.
         plan: Where the groups come from one, with the figures that it brings.
+        recovery: Figures of corrected weights, where there are some.
     """
     name = checkpoint.folder.resolve().name
     parts = [
@@ -50,7 +58,7 @@ def card_of(checkpoint: Checkpoint, layout: Layout, plan: Plan | None = None) ->
         _METHOD,
         _table(checkpoint, layout),
         "## What it costs\n",
-        _loss(plan),
+        _loss(plan) if recovery is None else _recovered(recovery),
         *([_planned(plan)] if plan is not None and plan.groups else []),
         "## Loading and undoing\n",
         _LOADING,
@@ -121,6 +129,22 @@ def _loss(plan: Plan | None) -> str:
             "**predicted** by the plan and not measured with all groups fused.\n"
         )
     return "The loss of fusing was **not measured**: the plan brings no figures of it.\n"
+
+
+def _recovered(recovery: Mapping[str, Any]) -> str:
+    """What correcting the weights did."""
+    groups = recovery["groups"]
+    won = sum(group["kept"] != "naive" for group in groups)
+    notes = [f"\nNote: {note}" for note in recovery["notes"]]
+    lines = [
+        f"KL divergence of the logits from the unfused model: {recovery['kl_after']:.3g} nats per token, "
+        f"measured with all groups fused on {groups[0]['held_out_tokens']:,} tokens held out.",
+        f"The weights of {won} of {len(groups)} groups were corrected on {groups[0]['tokens']:,} other "
+        f"tokens; without, it was {recovery['kl_before']:.3g}. Splitting gives corrected blocks back.",
+        *notes,
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _planned(plan: Plan) -> str:

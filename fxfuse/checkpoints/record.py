@@ -20,12 +20,17 @@ _KIND = "fxfuse checkpoint"
 
 
 def record_of(
-    checkpoint: Checkpoint, layout: Layout, made: Sequence[OutputTensor], plan: Plan | None = None
+    checkpoint: Checkpoint,
+    layout: Layout,
+    made: Sequence[OutputTensor],
+    plan: Plan | None = None,
+    recovery: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What was done, as JSON data.
 
     source: how the checkpoint was before, its config whole, and the record that lay there if it was fused
-    already. layers: each with the numbers of the layers that it was made of.
+    already. layers: each with the numbers of the layers that it was made of. recovery: what was tried to
+    correct the weights, and what was kept; the blocks are then the corrected ones.
     """
     return {
         "kind": _KIND,
@@ -34,6 +39,7 @@ def record_of(
         "dialect": layout.dialect,
         "layers": [_layer(checkpoint, each) for each in layout.layers],
         "plan": None if plan is None else plan.to_dict(),
+        **({} if recovery is None else {"recovery": dict(recovery)}),
         "source": {
             "dialect": checkpoint.dialect,
             "num_hidden_layers": len(checkpoint.layers),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxfuse.checkpoints.records import Group, Layout
 from fxfuse.checkpoints.shards import Shard
 from fxfuse.disks import size_words
-from fxfuse.naming import printable
+from fxfuse.naming import printable, span
 
-__all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "sizes"]
+__all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "recovery_lines", "sizes"]
 
 
 @dataclass
@@ -21,7 +21,8 @@ class CheckpointReport:
 
     layers: how many there were and are. folded: of `groups`, those whose gains went into the weights.
     padded: channels of zeros by layer. files: bytes of each file of weights. left_behind: files of the source
-    that did not go along. resumed: a killed run's work was taken over.
+    that did not go along. recovery: figures of corrected weights, see `fxfuse.streaming.kept`. resumed: a
+    killed run's work was taken over.
     """
 
     source: str
@@ -34,6 +35,7 @@ class CheckpointReport:
     files: dict[str, int]
     left_behind: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recovery: Mapping[str, Any] | None = None
     output: str | None = None
     resumed: bool = False
     seconds: float = 0.0
@@ -57,6 +59,7 @@ class CheckpointReport:
         """What became of which layers, the files with their sizes, and where they are."""
         lines = [f"{self.source}: {self.summary()}", *map(self._group, self.groups)]
         lines += [f"  layer {number}: {count} channels of zeros" for number, count in self.padded.items()]
+        lines += recovery_lines(self.recovery)
         lines += _files(self.files)
         if self.left_behind:
             lines.append(f"left behind: {', '.join(self.left_behind)}")
@@ -101,6 +104,19 @@ class SplitCheckpoint:
         if self.dropped:
             lines.append(f"note: {len(self.dropped)} tensors that the config leaves out are not given back")
         return "\n".join(map(printable, [*lines, _place(self.output)]))
+
+
+def recovery_lines(recovery: Mapping[str, Any] | None) -> list[str]:
+    """What was corrected, and the KL before and after."""
+    if recovery is None:
+        return []
+    kept = [
+        f"  recovery of {span(group['blocks'])}: {group['kept']} ({group['reason']})"
+        for group in recovery["groups"]
+    ]
+    before, after = recovery["kl_before"], recovery["kl_after"]
+    notes = [f"note: {note}" for note in recovery["notes"]]
+    return [*kept, f"KL with all groups: {before:.3g} nats before recovery, {after:.3g} after", *notes]
 
 
 def sizes(shards: Sequence[Shard]) -> dict[str, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fxfuse.cli import data
 from fxfuse.cli.codes import DONE
+from fxfuse.errors import InputError
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
 
@@ -39,6 +41,16 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         "--auto", action="store_true", help="every run without attention between; nothing is measured"
     )
     found.add_argument("--max-group", type=int, metavar="N", help="with --auto: most FFNs in a group")
+    recovery = found.add_argument_group("recovery: corrected weights, of the same shapes, for less loss")
+    recovery.add_argument(
+        "--recover", choices=("fit", "distill"),
+        help="correct the weights of the groups on --data, block by block from disk: in closed form, or from "
+        "there on step by step",
+    )  # fmt: skip
+    recovery.add_argument(
+        "--provider", choices=["auto", "cuda", "cpu"], default="auto", help="where recovery computes"
+    )
+    data.add_arguments(found)
     written = found.add_argument_group("how it is written")
     written.add_argument(
         "--dialect", metavar="NAME",
@@ -61,6 +73,9 @@ def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> i
     """Fuse and show. Returns the exit code."""
     from fxfuse.screen import show_steps, write_out
 
+    if (options.recover is None) != (options.data is None):
+        given, missing = ("--data", "--recover") if options.recover is None else ("--recover", "--data")
+        raise InputError(f"{given} needs {missing} beside it: recovery corrects weights on data.")
     try:
         with show_steps() as progress:
             progress("starting")
@@ -78,10 +93,23 @@ def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> i
                 dry_run=options.dry_run,
                 resume=not options.restart,
                 force=options.force,
+                provider=options.provider,
                 progress=progress,
+                **_recovery(options, progress),
             )
     except KeyboardInterrupt as error:
         error.args = ("the same command goes on where it was",)
         raise
     write_out(f"{report}\n")
     return DONE
+
+
+def _recovery(options: argparse.Namespace, progress: Callable[[str], None]) -> dict[str, Any]:
+    """What `fuse_checkpoint` is told of recovery."""
+    if options.recover is None:
+        return {}
+    from fxfuse.recovery import RecoveryOptions
+
+    wish = RecoveryOptions(method=options.recover, seed=options.seed, activations=options.memory)
+    progress("reading the data")
+    return {"recover": wish, "calibration": data.read(options, progress=progress)}
