@@ -8,7 +8,7 @@ import pytest
 
 from fxfuse import progress as module
 from fxfuse.clock import Clock
-from fxfuse.progress import Step, duration, silent, track
+from fxfuse.progress import Amount, Step, duration, silent, track
 from fxfuse.screen import show_steps
 from tests.test_cli import left_on, terminal
 
@@ -44,6 +44,30 @@ def test_no_more_than_four_texts_come_in_a_second(clock):
         clock(0.001)
     assert len(told) == 2 + 39
     assert told[-1] == "x: 10000 of 10000"
+
+
+def test_an_amount_is_told_in_its_own_words_and_by_what_was_done_now(clock):
+    told = []
+    amount = Amount("writing", 100, told.append, done=40, word=lambda count: f"{count} kB")
+    for _ in range(3):
+        clock(10)
+        amount.add(20)
+    assert told == [
+        "writing: 40 kB of 100 kB",
+        "writing: 60 kB of 100 kB, 20 s left",
+        "writing: 80 kB of 100 kB, 10 s left",
+        "writing: 100 kB of 100 kB",
+    ]
+
+
+def test_small_amounts_are_not_all_told(clock):
+    told = []
+    amount = Amount("writing", 1000, told.append)
+    for _ in range(1000):
+        clock(0.001)
+        amount.add(1)
+    assert len(told) == 2 + 3
+    assert told[-1] == "writing: 1000 of 1000"
 
 
 def test_what_has_no_length_is_counted(clock):

@@ -110,6 +110,10 @@ class Tensors(Mapping[str, Stored]):
             made._stored |= _read_header(path, path.parent)
         return made
 
+    def path_of(self, file: Path) -> str:
+        """A file's path within the folder; of one that lies elsewhere and stands in, its name."""
+        return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else file.name
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of a tensor, all by default, in memory of their own and in the stored type.
 

@@ -87,8 +87,8 @@ def _covering(stored: Stored, found: list[tuple[int, int, Part]]) -> list[Part] 
 
 
 def _entry(stored: Stored, tensors: Tensors, parts: list[Part] | None) -> dict[str, Any]:
-    file = stored.file.relative_to(tensors.folder).as_posix()
-    entry: dict[str, Any] = {"dtype": stored.dtype, "shape": list(stored.shape), "file": file}
+    entry: dict[str, Any] = {"dtype": stored.dtype, "shape": list(stored.shape)}
+    entry["file"] = tensors.path_of(stored.file)
     if parts is None:
         data = bytes(bytes_of(tensors.read(stored.name)))
         return entry | {"data": b64encode(data).decode()}

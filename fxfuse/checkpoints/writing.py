@@ -169,10 +169,7 @@ def _sources(tensors: Tensors) -> dict[str, list[Any]]:
         with file.open("rb") as opened:
             status = os.fstat(opened.fileno())
             digest = hashlib.sha256(opened.read(ends.get(file, 8))).hexdigest()
-        name = (
-            file.relative_to(tensors.folder).as_posix() if file.is_relative_to(tensors.folder) else file.name
-        )
-        found[name] = [status.st_size, status.st_mtime_ns, digest]
+        found[tensors.path_of(file)] = [status.st_size, status.st_mtime_ns, digest]
     return found
 
 
