@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fxfuse.onnx_api import fuse_onnx
     from fxfuse.page.api import write_page
     from fxfuse.parallel.api import parallelize
+    from fxfuse.parallel.loading import load_parallel
     from fxfuse.planning.choose import plan
     from fxfuse.planning.records import Plan
     from fxfuse.removal.api import remove_attention
@@ -77,6 +78,7 @@ __all__ = [
     "fuse_onnx",
     "inspect_model",
     "load_pretrained",
+    "load_parallel",
     "nodes_off_cuda",
     "parallelize",
     "plan",
@@ -105,6 +107,7 @@ _HOMES = {
     "compress": "compression.run",
     "distill": "distillation.api",
     "inspect_model": "inspection.api",
+    "load_parallel": "parallel.loading",
     "parallelize": "parallel.api",
     "load_pretrained": "loading.api",
     "plan": "planning.choose",

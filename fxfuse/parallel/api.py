@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from fxfuse.errors import InputError
+from fxfuse.parallel.graphs import name_products
 from fxfuse.parallel.places import Place, Whole, find_attentions, find_ffns, find_heads
 from fxfuse.parallel.ranks import check_same_weights, mesh_of
 from fxfuse.parallel.split import Split
@@ -39,9 +40,12 @@ def parallelize(
     generates and trains as before, with the same arguments on every rank. Weights become DTensors;
     `fxfuse.parallel.state.whole_state` gives them back as they were.
 
+    A model that fits into no rank's memory is loaded by `load_parallel` instead.
+
     Args:
         model: A decoder of transformers or `load_pretrained`, or another whose FFNs and attentions name their
-            products so; with weights, or on the meta device.
+            products so; with weights, or on the meta device. Or a GraphModule, such as `program.module()` of
+            what `fxfuse.fuse` returns: its FFNs are shared, its attentions stay whole.
         mesh: One axis of ranks; all there are by default.
         pad: Fill widths that do not divide by the ranks with channels of zeros, which change no result.
         head: Share lm_head too, where its weight is its own: its logits then take an all-gather.
@@ -69,13 +73,15 @@ def parallelize(
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
+    if not isinstance(model, nn.Module):
         raise InputError(
-            f"parallelize takes a module with FFNs as modules of their own, not {type(model).__name__}: fuse "
-            "the checkpoint, and load it with fxfuse.load_pretrained."
+            f"parallelize takes a module, not {type(model).__name__}: load a checkpoint with "
+            "fxfuse.load_pretrained, or call module() of an exported program."
         )
     if any(isinstance(each, DTensor) for each in model.parameters()):
         raise InputError("The model is shared out already (it holds DTensors): call parallelize once.")
+    if isinstance(model, fx.GraphModule):
+        name_products(model)
 
 
 def _sorted(model: nn.Module, ranks: int) -> tuple[list[Place], list[Whole]]:

@@ -35,18 +35,25 @@ class Split:
         """Channels of zeros over all ranks and parts."""
         return sum(self.shares) * self.ranks - sum(self.sizes)
 
-    def local(self, tensor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
-        """What `rank` holds of a whole tensor along `dim`, in memory of its own."""
-        pieces, offset = [], 0
+    def spans(self, rank: int) -> list[tuple[int, int, int]]:
+        """What `rank` holds of each part: from where, to where, and how many zeros after it."""
+        spans, offset = [], 0
         for size, share in zip(self.sizes, self.shares, strict=True):
             start, stop = (min(size, at * share) for at in (rank, rank + 1))
-            pieces.append(tensor.narrow(dim, offset + start, stop - start))
-            if missing := share - (stop - start):
-                zeros = list(tensor.shape)
-                zeros[dim] = missing
-                pieces.append(tensor.new_zeros(zeros))
+            spans.append((offset + start, offset + stop, share - (stop - start)))
             offset += size
-        return torch.cat(pieces, dim)
+        return spans
+
+    def local(self, tensor: torch.Tensor, dim: int, rank: int) -> torch.Tensor:
+        """What `rank` holds of a whole tensor along `dim`, in memory of its own."""
+        shape = list(tensor.shape)
+        shape[dim] = sum(self.shares)
+        out, offset = tensor.new_empty(shape), 0
+        for start, stop, zeros in self.spans(rank):
+            out.narrow(dim, offset, stop - start).copy_(tensor.narrow(dim, start, stop - start))
+            out.narrow(dim, offset + stop - start, zeros).zero_()
+            offset += stop - start + zeros
+        return out
 
     def whole(self, pieces: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         """The tensor again, from what the ranks hold, in their order."""

@@ -95,6 +95,20 @@ def test_a_rank_holds_its_share_alone(found: Found) -> None:
     assert found[2]["small"]["held"] == total // 2
 
 
+@pytest.mark.parametrize("family, ffns", [("llama", 2), ("phi3", 2), ("gpt_neox", 2)])
+def test_a_program_that_was_fused_shares_its_groups(found: Found, family: str, ffns: int) -> None:
+    one = found[2][f"program {family}"]
+    assert one["counts"] == {"all_reduce": ffns}
+    assert one["error"] < 2e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_program_that_was_not_fused_shares_each_ffn(found: Found, family: str) -> None:
+    one = found[2][f"program unfused {family}"]
+    assert one["counts"] == {"all_reduce": FFNS}
+    assert one["error"] < 2e-6
+
+
 def test_gradients_are_those_of_one_process(found: Found) -> None:
     assert found[2]["gradients"] < 1e-5
 
@@ -117,7 +131,7 @@ def test_a_model_on_the_meta_device_is_shared_out_without_weights(found: Found) 
         ("weights", "Rank 1 holds another embed_tokens.weight than rank 0: load the same checkpoint"),
         ("axes", "The mesh has 2 axes and tensor parallel takes one: pass that one, as mesh['tp']."),
         ("no mesh", "mesh must be a DeviceMesh of torch.distributed, not int."),
-        ("no module", "parallelize takes a module with FFNs as modules of their own, not int"),
+        ("no module", "parallelize takes a module, not int: load a checkpoint with fxfuse.load_pretrained"),
     ],
 )  # fmt: skip
 def test_sentences(found: Found, case: str, sentence: str) -> None:

@@ -57,6 +57,18 @@ def small(config: DecoderConfig = SMALL, **options: Any) -> dict[str, Any]:
     return compared(_decoder(config), ids(2, 6) % config.vocab_size, **options)
 
 
+def program(module: torch.fx.GraphModule) -> dict[str, Any]:
+    """A traced graph, whose attentions stay whole."""
+    given = ids(2, 7)
+    with torch.no_grad():
+        expected = module(given)
+        shared = fxfuse.parallelize(module)
+        with CommDebugMode() as counted:
+            value = shared(given)
+    counts = {str(each).rpartition(".")[2]: n for each, n in counted.get_comm_counts().items() if n}
+    return {"error": float((value - expected).norm() / expected.norm()), "counts": counts}
+
+
 def gradients() -> float:
     """The largest relative error of a weight's gradient against one process."""
     model = _decoder(SMALL).train()
@@ -160,6 +172,11 @@ def cases_of_two() -> crew.Cases:
     cases["biases"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "bias": True}))
     cases["ungated"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "gated": False}))
     cases |= {"gradients": gradients, "generated": generated, "meta": on_meta, "sentences": sentences}
+    for name in ("llama", "phi3", "gpt_neox"):
+        exported = torch.export.export(build(name), (ids(2, 7),))
+        fused, _ = fxfuse.fuse(exported, (ids(2, 7),))
+        cases[f"program {name}"] = functools.partial(program, fused.module())
+        cases[f"program unfused {name}"] = functools.partial(program, exported.module())
     return cases
 
 

@@ -1,0 +1,95 @@
+"""Generate with several processes that hold a fused checkpoint together: one share each.
+
+    torchrun --nproc-per-node 2 tools/tensor_parallel.py DIR --prompt "Once upon a time"
+
+nccl where there are GPUs, else gloo. Only rank 0 prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # for fxfuse where it is not installed
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
+
+import fxfuse  # noqa: E402
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, share out, generate; returns 0, or 2 where it cannot be done."""
+    options = _parser().parse_args(arguments)
+    if "RANK" not in os.environ:
+        print("Start it as: torchrun --nproc-per-node 2 tools/tensor_parallel.py DIR", file=sys.stderr)
+        return 2
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        model = fxfuse.load_parallel(options.folder, pad=options.pad)
+        ids = _prompt(options).to(device)
+        for line in _generate(model, ids, options):
+            if dist.get_rank() == 0:
+                print(line)
+    except fxfuse.InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _generate(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[str]:
+    """The new tokens, their rate, and the collectives of one step."""
+    with torch.no_grad(), CommDebugMode() as counted:
+        model(ids[:, -1:])
+    begin = time.perf_counter()
+    found = model.generate(ids, max_new_tokens=options.tokens, do_sample=False)
+    seconds = time.perf_counter() - begin
+    new = found[0, ids.shape[1] :]
+    counts = {str(name).rpartition(".")[2]: n for name, n in counted.get_comm_counts().items() if n}
+    collectives = ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
+    return [
+        _text(options, new),
+        f"{len(new)} tokens on {dist.get_world_size()} ranks, {len(new) / seconds:.1f} a second",
+        f"collectives of a step: {collectives}",
+    ]
+
+
+def _prompt(options: argparse.Namespace) -> torch.Tensor:
+    if options.ids:
+        return torch.tensor([options.ids])
+    return torch.tensor([_tokenizer(options)(options.prompt)["input_ids"]])
+
+
+def _text(options: argparse.Namespace, ids: torch.Tensor) -> str:
+    return " ".join(map(str, ids.tolist())) if options.ids else str(_tokenizer(options).decode(ids))
+
+
+def _tokenizer(options: argparse.Namespace) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(options.folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Generate from a checkpoint under tensor parallel.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="checkpoint that load_pretrained reads")
+    parser.add_argument("--prompt", default="The", help="text to go on from (default: The)")
+    parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="token ids instead of a text")
+    parser.add_argument("--tokens", type=int, default=32, help="new tokens (default: 32)")
+    parser.add_argument("--pad", action="store_true", help="fill widths that do not divide with zeros")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
