@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fxfuse.checkpoints.dialects.blocks import MULTIPLE
+from fxfuse.checkpoints.dialects.nemotron_nas import ROPES
 from fxfuse.checkpoints.file_rules import beside_config, code_in_folder, files_by_name, leftovers, tokenizer
 from fxfuse.checkpoints.reader_names import LLAMA_CPP, MLX, TRT, VLLM
 from fxfuse.checkpoints.seen import Rule, Seen
@@ -133,7 +134,14 @@ def _scaled_rope(seen: Seen) -> Iterator[str]:
     scaling = seen.config.get("rope_scaling") or {}
     if scaling and not ("factor" in scaling and "rope_type" in scaling):
         yield "rope_scaling has no factor or no rope_type"
-    elif scaling and scaling["rope_type"] not in ("default", "linear", "dynamic", "llama3", "yarn", "longrope"):
+    elif scaling and scaling["rope_type"] not in (
+        "default",
+        "linear",
+        "dynamic",
+        "llama3",
+        "yarn",
+        "longrope",
+    ):
         yield f"rotary embeddings of {scaling['rope_type']} are not known"
 
 

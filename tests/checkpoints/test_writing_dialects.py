@@ -191,7 +191,7 @@ def test_families_that_are_no_llama(tmp_path: Path, family: str, own: dict[str, 
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"rope_scaling": {"rope_type": "longrope"}}, "default, linear, dynamic, llama3, yarn, and not longrope"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "dynamic, llama3, yarn, and not longrope"),
         (
             {"per_layer_config": llama.skips() | {"0": {"sliding_window": 8}}},
             "it has no place for the sliding_window that layer 0 has of its own",
