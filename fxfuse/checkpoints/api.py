@@ -30,10 +30,10 @@ from fxfuse.errors import InputError, VerificationError
 from fxfuse.planning.files import AnyPlan, read_plan
 from fxfuse.planning.records import Plan
 from fxfuse.progress import Progress, silent
-from fxfuse.recovery.using import Recovery, recovery_for
-from fxfuse.sessions import Provider
 
 if TYPE_CHECKING:
+    from fxfuse.recovery.using import Recovery
+    from fxfuse.sessions import Provider
     from fxfuse.streaming.kept import KeptRecovery
 
 __all__ = ["fuse_checkpoint"]
@@ -94,7 +94,7 @@ def fuse_checkpoint(
     progress("reading headers")
     checkpoint = open_checkpoint(Path(folder))
     plan = None if plan is None else read_plan(plan)
-    recovery = recovery_for(recover, calibration)
+    recovery = _recovery(recover, calibration)
     found = choose_groups(checkpoint, groups, plan, auto=auto, max_group=max_group)
     layout = lay_out(checkpoint, found, dialect)
     kept = None
@@ -114,6 +114,15 @@ def fuse_checkpoint(
         report.output = os.fspath(out)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _recovery(recover: Any, calibration: Any) -> Recovery | None:
+    """The recovery that is asked for; without one, what it needs is not loaded, which takes memory."""
+    if recover is None and calibration is None:
+        return None
+    from fxfuse.recovery.using import recovery_for
+
+    return recovery_for(recover, calibration)
 
 
 def _recovered(
