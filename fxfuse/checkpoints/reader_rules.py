@@ -134,14 +134,7 @@ def _scaled_rope(seen: Seen) -> Iterator[str]:
     scaling = seen.config.get("rope_scaling") or {}
     if scaling and not ("factor" in scaling and "rope_type" in scaling):
         yield "rope_scaling has no factor or no rope_type"
-    elif scaling and scaling["rope_type"] not in (
-        "default",
-        "linear",
-        "dynamic",
-        "llama3",
-        "yarn",
-        "longrope",
-    ):
+    elif scaling and scaling["rope_type"] not in (*ROPES, "longrope"):
         yield f"rotary embeddings of {scaling['rope_type']} are not known"
 
 
