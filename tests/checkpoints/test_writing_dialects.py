@@ -76,6 +76,10 @@ def test_config_of_nemotron_nas(tmp_path: Path) -> None:
     assert "per_layer_config" not in config
 
 
+def test_the_type_is_named_though_the_source_does_not(tmp_path: Path) -> None:
+    assert written(llama.write(tmp_path, torch_dtype=None), "nemotron-nas")["torch_dtype"] == "float32"
+
+
 def test_absent_attention_in_nemotron_nas(tmp_path: Path) -> None:
     blocks = written(llama.write(tmp_path), "nemotron-nas", fuse=False)["block_configs"]
     assert [block["attention"]["no_op"] for block in blocks] == [False, False, True, True, False]

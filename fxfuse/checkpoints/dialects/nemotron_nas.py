@@ -28,6 +28,7 @@ from fxfuse.checkpoints.dialects.blocks import MULTIPLE, block_layers
 from fxfuse.checkpoints.dialects.plain import commonest, output_kv_heads, own_of, renumbered
 from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
 from fxfuse.checkpoints.settings import count_of, multiplier, rope_of, setting, sliding_window
+from fxfuse.checkpoints.tensors import DTYPES
 
 __all__ = [
     "ROPES", "Factors", "config_of", "extra_files", "factors_of", "ffn_mult_of", "layers_of", "objections",
@@ -159,7 +160,7 @@ def config_of(checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
             output_kv_heads(checkpoint, layer) for layer in layout.layers if layer.attention
         ),
         "tie_word_embeddings": bool(setting(source, "tie_word_embeddings")) and factors.tied,
-        "torch_dtype": source.get("dtype") or source.get("torch_dtype"),
+        "torch_dtype": source.get("dtype") or source.get("torch_dtype") or _stored_dtype(checkpoint),
         **{name: setting(source, name) for name in _WRITTEN_OUT},
         **_rope(rope_of(source)),
     }
@@ -170,6 +171,11 @@ _WRITTEN_OUT = (
     "attention_bias", "hidden_act", "max_position_embeddings", "mlp_bias", "rms_norm_eps", "vocab_size",
 )  # fmt: skip
 """Settings whose defaults differ between families and readers."""
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """The type of the embeddings, as torch calls it."""
+    return str(DTYPES[checkpoint.tensors["model.embed_tokens.weight"].dtype]).removeprefix("torch.")
 
 
 def _rope(rope: dict[str, Any]) -> dict[str, Any]:
