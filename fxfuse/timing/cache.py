@@ -19,7 +19,7 @@ __all__ = ["Cache", "cache_path"]
 
 Figures: TypeAlias = "dict[str, Any]"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_path() -> Path | None:

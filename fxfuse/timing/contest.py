@@ -49,6 +49,11 @@ class Standing:
         found = self.ratios.get(name)
         return median(found) if found and name not in self.failures else 0.0
 
+    def low(self, name: str) -> float:
+        """The ratio that three of four rounds reached; 0 where it failed."""
+        found = self.ratios.get(name)
+        return percentile(found, 0.25) if found and name not in self.failures else 0.0
+
     def is_hopeless(self, name: str, share: float) -> bool:
         """Whether it never came near `share` of the baseline's speed, so that it pays nowhere."""
         return name in self.ratios and max(self.ratios[name]) < share

@@ -41,7 +41,7 @@ class Memory:
                 continue
             figures = {
                 "seconds": standing.seconds(),
-                "ratios": {name: standing.ratio(name) for name in standing.ratios},
+                "ratios": {name: [round(r, 4) for r in found] for name, found in standing.ratios.items()},
                 "failures": standing.failures,
             }
             self._cache.put(self._key(shape, tokens), figures)
@@ -66,7 +66,7 @@ def _read(figures: Mapping[str, Any] | None) -> Standing | None:
     try:
         assert figures is not None
         seconds, failures = float(figures["seconds"]), dict(figures["failures"])
-        ratios = {str(name): [float(each)] for name, each in figures["ratios"].items()}
+        ratios = {str(name): [float(each) for each in found] for name, found in figures["ratios"].items()}
     except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
         return None
     return Standing([seconds], ratios, failures) if seconds > 0 else None

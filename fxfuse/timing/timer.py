@@ -163,9 +163,10 @@ class Timer:
         standing = standings[tokens]
         fused, plain = (1e3 * standing.seconds(each) for each in (verdict.name, BASELINE))
         of = f"best of {count} forms: {verdict.name}" if count > 1 else f"as {verdict.name}"
+        steady = "; one round in four or more was slower" if verdict.is_unsteady else ""
         return (
             f"fusing {name} takes {milliseconds(fused)} at {token_count(tokens)} on "
-            f"{self.target.device}, sequential {milliseconds(plain)} ({of})"
+            f"{self.target.device}, sequential {milliseconds(plain)} ({of}){steady}"
         )
 
 

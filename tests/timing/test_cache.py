@@ -18,7 +18,7 @@ def test_what_is_put_is_there_for_another_process(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 99, "timings": {}}', '{"format": 1, "timings": 3}']
+    "text", ["", "{", "[]", '{"format": 99, "timings": {}}', '{"format": 2, "timings": 3}']
 )
 def test_a_damaged_file_is_empty_and_is_written_anew(tmp_path: Path, text: str):
     path = tmp_path / "timings.json"

@@ -48,6 +48,25 @@ def test_a_group_that_does_not_pay_stays_with_the_figures_as_its_reason():
     )
 
 
+def test_a_gain_that_drowns_in_the_noise_is_none():
+    """Usually 1.1 times as fast, and slower in every third round"""
+    turns: list[float] = []
+
+    def speed(shape: Shape, name: str, tokens: int) -> float:
+        if name == BASELINE:
+            return 1.0
+        turns.append(0.0)
+        return 1.25 if len(turns) % 3 == 0 else 0.9
+
+    with timer(FakeStage(speed), tokens=(1,)) as timed:
+        decision = timed.decide_shape(SHAPE, [Form()], "a")
+    assert decision.form is None
+    assert decision.reason == (
+        "fusing a takes 900 ms at 1 token on cpu, sequential 1,000 ms (as two); one round in four or more "
+        "was slower"
+    )
+
+
 def test_a_close_race_is_measured_more_often_and_a_clear_one_is_not():
     close, clear = FakeStage(speeds(two=0.99)), FakeStage(speeds(two=0.5))
     for stage in (close, clear):
