@@ -66,10 +66,17 @@ def parallelize(
         parallelize_module(model, mesh, plan, src_data_rank=None)
         for place in places:
             _count_heads(model.get_submodule(place.path), place, ranks)
-    log.info("%d FFNs and attentions are shared by %d ranks", len(places), ranks)
-    for each in whole:
-        log.warning("%s stays whole on every rank: %s", each.path, each.reason)
+    if mesh.get_local_rank() == 0:
+        _tell(places, whole, ranks)
     return model if any(each.is_meta for each in model.parameters()) else model.to(mesh.device_type)
+
+
+def _tell(places: Sequence[Place], whole: Sequence[Whole], ranks: int) -> None:
+    log.info("%d FFNs and attentions are shared by %d ranks", len(places), ranks)
+    for reason in dict.fromkeys(each.reason for each in whole):
+        paths = [each.path for each in whole if each.reason == reason]
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        log.warning("%s%s: whole on every rank, because %s", paths[0], more, reason)
 
 
 def _check_model(model: nn.Module) -> None:
