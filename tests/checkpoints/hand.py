@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from fxfuse.checkpoints.folding import as_tensor
 from fxfuse.checkpoints.pieces import Span, pieces
-from fxfuse.checkpoints.records import OutputTensor, Recipe
+from fxfuse.checkpoints.records import Given, OutputTensor, Recipe
 from fxfuse.checkpoints.tensors import DTYPES, Tensors, bytes_of
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -62,7 +63,7 @@ def made(tensors: Tensors, recipe: Recipe, shape: Sequence[int], dtype: str = "F
             found = bytes(bytes_of(piece.make().contiguous()))
             assert len(found) == piece.nbytes
             data += found
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(tuple(shape))
+    return as_tensor(Given(dtype, tuple(shape), data))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
