@@ -21,10 +21,21 @@ from fxfuse.loading.caches import count_attentions
 from fxfuse.loading.configs import SKIP, layer_config, overrides, shared_config
 from fxfuse.removal.layers import take_out
 
-__all__ = ["build"]
+__all__ = ["Nothing", "build"]
 
 _SHAPES = {"intermediate_size", "num_attention_heads", "num_key_value_heads"}
 """What a layer reads when it is built and never again."""
+
+
+class Nothing(nn.Module):
+    """What a layer with attention alone adds in the place of an FFN.
+
+    Its forward stays as it is, since what a caller hands to attention goes through it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zeros of the shape of `x`."""
+        return torch.zeros_like(x)
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -69,9 +80,16 @@ def _take_out(checkpoint: Checkpoint, layers: Any) -> None:
     family = checkpoint.family
     ffn = family.down.partition(".")[0]
     for layer in checkpoint.layers:
-        for child, there in ((family.attention, layer.attention), (ffn, layer.ffn)):
-            if not there:
-                take_out(layers[layer.number], child, f"{checkpoint.prefix(layer.number)}.{child}")
+        built, prefix = layers[layer.number], checkpoint.prefix(layer.number)
+        if not layer.attention:
+            take_out(built, family.attention, f"{prefix}.{family.attention}")
+        if layer.ffn:
+            continue
+        if layer.attention:
+            setattr(built, family.norm, nn.Identity())
+            setattr(built, ffn, Nothing())
+        else:
+            take_out(built, ffn, f"{prefix}.{ffn}")
 
 
 def _number_attentions(checkpoint: Checkpoint, layers: Any) -> list[int]:

@@ -80,10 +80,17 @@ def stock(family: str, dtype: torch.dtype = torch.float32, layers: int = LAYERS,
     draw = torch.Generator().manual_seed(len(family))
     for path, value in model.named_parameters():
         random = torch.randn(value.shape, generator=draw)
-        gain = "norm" in path
-        offset = 0.0 if family == "gemma" else 1.0
+        gain, offset = "norm" in path, 0.0 if family == "gemma" else 1.0
         value.data = offset + 0.2 * random if gain else random * (0.3 if path.endswith("bias") else 0.15)
-    return model.to(dtype).eval()
+    return cast(model.eval(), dtype)
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """Parameters in another type, and not buffers: rotary frequencies stay in float32."""
+    for value in model.parameters():
+        value.data = value.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def make(
