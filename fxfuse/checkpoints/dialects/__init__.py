@@ -11,7 +11,7 @@ A dialect is one module: `layers_of` reads; `objections` says what it has no pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fxfuse.checkpoints.dialects import anymodel, llm_drop, nemotron_nas, per_layer
 from fxfuse.checkpoints.dialects.plain import plain_layers
@@ -20,13 +20,28 @@ from fxfuse.errors import InputError
 
 __all__ = ["WRITTEN", "config_of", "extra_files", "objections", "padding_of", "read_layers"]
 
+
+class _Writer(Protocol):
+    """What a module offers whose dialect is written."""
+
+    def objections(self, checkpoint: Checkpoint, layers: tuple[OutputLayer, ...]) -> list[str]:
+        """What has no place in it."""
+
+    def config_of(self, checkpoint: Checkpoint, layout: Layout) -> dict[str, Any]:
+        """config.json."""
+
+
 _READERS = {
     "nemotron-nas": nemotron_nas.layers_of,
     "per_layer_config": per_layer.layers_of,
     "anymodel": anymodel.layers_of,
     "llm-drop": llm_drop.layers_of,
 }
-_WRITERS = {"nemotron-nas": nemotron_nas, "per_layer_config": per_layer, "anymodel": anymodel}
+_WRITERS: Mapping[str, _Writer] = {
+    "nemotron-nas": nemotron_nas,
+    "per_layer_config": per_layer,
+    "anymodel": anymodel,
+}
 
 WRITTEN: tuple[str, ...] = tuple(_WRITERS)
 """Dialects that a fused checkpoint can be written in."""

@@ -8,7 +8,7 @@ heads as `num_key_value_heads`, as `num_kv_heads` or as query heads to one of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from fxfuse.checkpoints.dialects.plain import wrong
 from fxfuse.checkpoints.records import Layer
@@ -120,5 +120,5 @@ def _kv_heads(number: int, attention: Mapping[str, Any], config: Mapping[str, An
     return count_of(config, "num_key_value_heads", place)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

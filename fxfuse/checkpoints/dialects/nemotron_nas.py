@@ -40,12 +40,12 @@ ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 _CODE = "configuration_decilm"
 
-_ATTENTION = {
+_ATTENTION: Mapping[str, Any] = {
     "n_heads_in_group": None, "no_op": False, "num_sink_tokens": None, "replace_with_linear": False,
     "sparsify": None, "unshifted_sink": False, "use_prefill_window_in_sink_attention": False,
     "window_length": None,
 }  # fmt: skip
-_FFN = {"ffn_mult": None, "no_op": False, "replace_with_linear": False, "sparsify": None}
+_FFN: Mapping[str, Any] = {"ffn_mult": None, "no_op": False, "replace_with_linear": False, "sparsify": None}
 
 _OTHERS = (
     "attention_multiplier", "dtype", "embd_pdrop", "embedding_multiplier", "layer_types", "logits_scaling",
