@@ -149,7 +149,8 @@ class Tensors(Mapping[str, Stored]):
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat) if tensor.numel() else memoryview(b"")
 
 
 def _fill(buffer: memoryview, file: FileIO, position: int, name: str) -> None:

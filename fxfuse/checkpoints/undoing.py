@@ -70,8 +70,9 @@ def _back(output: OutputTensor, tensors: Tensors) -> Iterator[tuple[str, int, in
             start, stop = rows_of(part, tensors)
             size = stop - start if recipe.axis == 0 else width_of(part, tensors)
             span = (place, place + size)
-            back = replace(part, source=output.name, rows=None, divided=True)
-            yield part.source, start, stop, replace(back, **{"columns" if recipe.axis else "rows": span})
+            rows, columns = (None, span) if recipe.axis else (span, None)
+            back = replace(part, source=output.name, rows=rows, columns=columns, divided=True)
+            yield part.source, start, stop, back
             place += size
         place += recipe.padding
 

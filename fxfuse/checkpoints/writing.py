@@ -51,7 +51,7 @@ class Content:
     def nbytes(self) -> int:
         """Bytes of everything."""
         texts = sum(len(each.encode()) for each in self.all_texts.values())
-        return sum(each.nbytes for each in (*self.shards, *self.side)) + texts
+        return sum(each.nbytes for each in self.shards) + sum(each.nbytes for each in self.side) + texts
 
     @property
     def all_texts(self) -> Mapping[str, str]:
