@@ -146,7 +146,7 @@ def _fill_disk(source: Path, out: Path, shard_size: int) -> dict[str, Any]:
     ran = subprocess.run(
         _words(source, out, shard_size), capture_output=True, text=True, cwd=_ROOT, preexec_fn=limited
     )
-    told = ran.stderr.strip().replace(str(out), "OUT")
+    told = ran.stderr.strip().replace(str(out.parent), "FOLDER")
     clean = ran.returncode == 1 and sorted(out.parent.iterdir()) == before and "No space left" in told
     return {
         "clean": clean,
