@@ -78,9 +78,12 @@ def kept_recovery(
     key = _key(checkpoint, groups, calibration, options)
     found = _read(folder / _RECORD)
     if not (resume and found is not None and found.get("key") == key):
-        found = {"key": key, **_fresh(checkpoint, groups, calibration, folder, options, provider, progress)}
-        (folder / _RECORD).write_text(json.dumps(found, allow_nan=False))
+        made = _fresh(checkpoint, groups, calibration, folder, options, provider, progress)
+        text = json.dumps({"key": key, **made})
+        (folder / _RECORD).write_text(text)
+        sync(folder / _RECORD)
         sync(folder)
+        found = json.loads(text)
     files = [folder / name for name in found["files"]]
     tensors = checkpoint.tensors.replaced(files) if files else checkpoint.tensors
     return KeptRecovery(replace(checkpoint, tensors=tensors), found["figures"], folder)

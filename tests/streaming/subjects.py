@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 import fxfuse
 from fxfuse.analysis.records import Analysis
@@ -16,42 +17,50 @@ from fxfuse.calibration import Calibration
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.records import Checkpoint
 from fxfuse.checkpoints.tensors import Tensors
+from fxfuse.frontends.torch_model import export_module
 from fxfuse.loading.api import load_pretrained
 from tests.loading.small import VOCAB, make
 
-DATA = {"context": 12, "batch_size": 4}
 _FOLDERS = tempfile.TemporaryDirectory()
 
 
 @functools.cache
-def folder(family: str = "llama") -> Path:
-    """A checkpoint of six layers: a run of three FFNs, one of two, and one alone; not to be written into."""
-    path = Path(_FOLDERS.name) / family
-    make(path, family, widths={2: 40, 4: 56}, intermediate_size=48)
+def folder() -> Path:
+    """A Llama of six layers: a run of three FFNs, one of two, and one alone; not to be written into."""
+    path = Path(_FOLDERS.name) / "llama"
+    make(path, "llama", widths={2: 40, 4: 32}, intermediate_size=48)
     return path
 
 
-def checkpoint(family: str = "llama") -> Checkpoint:
-    return open_checkpoint(folder(family))
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(folder())
 
 
 @functools.cache
-def loaded(family: str = "llama") -> Any:
-    return load_pretrained(folder(family))
+def program() -> ExportedProgram:
+    """The loaded model's."""
+    return export_module(load_pretrained(folder()), data().fit[0])
 
 
 def ids(windows: int, length: int = 12, seed: int = 3) -> Tensor:
     return torch.randint(0, VOCAB, (windows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def arrays(windows: int = 20) -> dict[str, Tensor]:
+    """Token ids, and a mask by which the last tokens of every third window are padding."""
+    mask = torch.ones(windows, 12, dtype=torch.int64)
+    mask[::3, 7:] = 0
+    return {"input_ids": ids(windows), "attention_mask": mask}
+
+
 def data(windows: int = 20) -> Calibration:
-    return Calibration.of(ids(windows), **DATA)  # type: ignore[arg-type]
+    return Calibration.of(arrays(windows), batch_size=4)
 
 
 @functools.cache
-def reference(family: str = "llama") -> Analysis:
+def reference() -> Analysis:
     """The analysis of the loaded model."""
-    return fxfuse.analyze(loaded(family), data(), kl_tokens=None)
+    return fxfuse.analyze(program(), data(), kl_tokens=None)
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:

@@ -1,5 +1,7 @@
 """The KL of whole plans from disk: that of the loaded model, several plans in one pass."""
 
+import functools
+
 import pytest
 
 import fxfuse
@@ -11,7 +13,7 @@ from fxfuse.frontends.torch_model import read_torch
 from fxfuse.progress import silent
 from fxfuse.streaming.api import open_model
 from fxfuse.streaming.plans import PlanMeasure
-from tests.streaming.subjects import Reads, checkpoint, data, folder, loaded, reference
+from tests.streaming.subjects import Reads, checkpoint, data, folder, program, reference
 
 NAMES = [f"model.layers.{number}.mlp" for number in range(6)]
 PLANS = [[(NAMES[0], NAMES[1], NAMES[2]), (NAMES[3], NAMES[4])], [(NAMES[1], NAMES[2])]]
@@ -22,9 +24,10 @@ def measure(analysis: Analysis | None = None, memory: int = DEFAULT_BOUND) -> Pl
     return PlanMeasure(open_model(checkpoint(), data()), given, data(), memory, silent)
 
 
+@functools.cache
 def expected() -> list[float]:
     """The KL of `PLANS` with the loaded model."""
-    with Measurements(read_torch(loaded(), data().fit[0]), data()) as taken:
+    with Measurements(read_torch(program(), data().fit[0]), data()) as taken:
         blocks = {block.name: block for block in taken.blocks}
         plans = [[[blocks[name] for name in group] for group in plan] for plan in PLANS]
         return [taken.groups_kl(plan).kl for plan in plans]
@@ -52,7 +55,7 @@ def test_near_ties_are_measured_together(monkeypatch):
 
 def test_the_plan_is_the_one_of_the_loaded_model():
     options = {"max_kl": 0.5, "min_sqnr": None, "data": data(), "whole_front": True}
-    theirs = fxfuse.plan(reference(), model=loaded(), **options)
+    theirs = fxfuse.plan(reference(), model=program(), **options)
     found = fxfuse.plan(reference(), model=folder(), **options)
     assert [group.blocks for group in found.groups] == [group.blocks for group in theirs.groups]
     assert [each.kl for each in found.front] == pytest.approx([each.kl for each in theirs.front], rel=1e-3)
