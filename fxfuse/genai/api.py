@@ -18,7 +18,7 @@ from fxfuse.genai.checking import check, drawn_ids, logits_of_folder, logits_of_
 from fxfuse.genai.configuration import builder_config, carry_files
 from fxfuse.genai.decoder import read_decoder
 from fxfuse.genai.folder import check_place, new_folder
-from fxfuse.genai.records import Form, GenaiReport
+from fxfuse.genai.records import Form, GenaiReport, precision_of
 from fxfuse.genai.writer import load_builder, make_writer
 from fxfuse.progress import Progress, silent
 from fxfuse.removal.genai import NAME
@@ -80,9 +80,11 @@ def export_genai(
             progress("running the torch model")
             ids = drawn_ids(opened.config.vocab_size, opened.config.max_position_embeddings - 1)
             expected = logits_of_model(opened, ids)
+            dtype = opened.dtype
             del opened  # where it was loaded here, its memory is needed now
             progress("running the written model")
-            report.relative_error = check(logits_of_folder(folder, ids), expected, form.precision)
+            found = logits_of_folder(folder, ids)
+            report.relative_error = check(found, expected, form.precision, precision_of(dtype))
         else:
             report.notes.append("CUDA does not work here, so the folder was not run")
     report.output = str(out)
@@ -104,7 +106,8 @@ def _tokenizer_of(model: nn.Module | AnyPath, opened: Any, tokenizer: Any) -> An
         if isinstance(tokenizer, (str, os.PathLike)) and not Path(tokenizer).is_dir():
             raise InputError(f"There is no folder {os.fspath(tokenizer)}: give the folder of a tokenizer.")
         return tokenizer
-    place = getattr(opened.config, "_name_or_path", "") if isinstance(model, nn.Module) else model
+    named = getattr(getattr(opened, "config", None), "_name_or_path", "")
+    place = named if isinstance(model, nn.Module) else model
     return place if place and Path(place).is_dir() else None
 
 

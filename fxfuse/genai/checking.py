@@ -35,7 +35,8 @@ def logits_of_model(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Behind the prompt and each token that follows, in float32 on the CPU: [steps, words]."""
     with torch.no_grad():
         logits = model(input_ids=ids.to(model.device), use_cache=False).logits
-    return logits[0, _prompt(ids) - 1 :].float().cpu()
+    found: torch.Tensor = logits[0, _prompt(ids) - 1 :]
+    return found.float().cpu()
 
 
 def logits_of_folder(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -66,17 +67,17 @@ def logits_of_folder(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([each[-1:] for each in found]).float()
 
 
-def check(found: torch.Tensor, expected: torch.Tensor, precision: str) -> float:
-    """The relative error of all logits.
+def check(found: torch.Tensor, expected: torch.Tensor, *precisions: str) -> float:
+    """The relative error of all logits; `precisions` are those of the file and of the torch model.
 
     Raises:
         VerificationError: It is more than rounding in this precision.
     """
-    error, bound = relative_error(found, expected), PRECISIONS[precision]
-    if not (torch.isfinite(found).all() and (bound is None or error <= bound)):
+    error, bound = relative_error(found, expected), max(PRECISIONS[each] for each in precisions)
+    if not (torch.isfinite(found).all() and error <= bound):
         raise VerificationError(
             f"The logits of the written model differ from the torch model's by {error:.2g} of their norm, "
-            f"which is more than {precision} explains, so that nothing was put in place: try fp32."
+            f"which is more than {precisions[0]} explains, so that nothing was put in place: try fp32."
         )
     return error
 

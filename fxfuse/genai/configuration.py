@@ -60,8 +60,8 @@ def carry_files(model: Any, tokenizer: Any, folder: Path) -> bool:
         folder: An empty folder.
     """
     generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        generation.save_pretrained(folder)
+    if generation is not None:  # not save_pretrained, which refuses what many models are published with
+        generation.to_json_file(folder / "generation_config.json")
     if tokenizer is None:
         return False
     if hasattr(tokenizer, "save_pretrained"):

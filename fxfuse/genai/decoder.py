@@ -73,13 +73,19 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """All of a decoder but its forward; `embedding_scale` is what its embedding multiplies by."""
+    """All of a decoder but its forward.
+
+    frequencies: by which positions rotate, [pairs]; rotation_scale: what cosines and sines are multiplied by;
+    embedding_scale: what the embedding is multiplied by.
+    """
 
     config: Any
     embed_tokens: Weights
     layers: tuple[DecoderLayer, ...]
     norm: Weights
     lm_head: Weights
+    frequencies: torch.Tensor
+    rotation_scale: float = 1.0
     embedding_scale: float = 1.0
 
     @cached_property
@@ -114,6 +120,8 @@ def read_decoder(model: nn.Module) -> Decoder:
         tuple(_layer(each, config, f"model.layers.{number}") for number, each in enumerate(layers)),
         _weights(inner.norm, "model.norm"),
         _weights(head, "lm_head"),
+        inner.rotary_emb.inv_freq.detach().float().cpu(),
+        float(getattr(inner.rotary_emb, "attention_scaling", 1.0)),
         _scale(embedding),
     )
     if not found.caches:
@@ -144,12 +152,12 @@ def _attention(attention: Any, config: Any, place: str) -> Attention:
         q, k, v = packed.rows(0, first), packed.rows(first, second), packed.rows(second)
     else:
         q, k, v = (_weights(getattr(attention, f"{each}_proj"), f"{place}.{each}_proj") for each in "qkv")
-    norms = [
+    q_norm, k_norm = (
         _weights(getattr(attention, name), f"{place}.{name}") if hasattr(attention, name) else None
         for name in ("q_norm", "k_norm")
-    ]
+    )
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    return Attention(q, k, v, out, *norms, first // size, len(k.weight) // size, window)
+    return Attention(q, k, v, out, q_norm, k_norm, first // size, len(k.weight) // size, window)
 
 
 def _ffn(ffn: Any, place: str) -> Ffn:

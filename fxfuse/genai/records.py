@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from fxfuse.errors import InputError
 from fxfuse.runtime import cuda_problem
 from fxfuse.sessions import Provider
 
-__all__ = ["PRECISIONS", "Form", "GenaiReport"]
+__all__ = ["PRECISIONS", "Form", "GenaiReport", "precision_of"]
 
-PRECISIONS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "int4": None}
+PRECISIONS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "int4": 1.0}
 """What the file computes in, or holds its weights in; and how far its logits may be from the torch model's.
 
 |file - torch| / |torch| over all logits. The bounds tell a model that is written wrongly, which is off by
-about 1, from one that rounds: a float16 stream of many layers keeps two digits, bfloat16 one. What int4 costs
-is a property of the model, and reported.
+about 1, from one that rounds: a float16 stream of many layers keeps two digits, bfloat16 one. What int8 and
+int4 cost is a property of the model, and reported.
 """
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The key of PRECISIONS for a type of torch."""
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "fp32")
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,11 @@ class Form:
             raise InputError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
         works = provider != "cpu" and cuda_problem() is None
         chosen = provider if provider != "auto" else ("cuda" if works else "cpu")
-        if precision == "bf16" and chosen == "cpu":
-            raise InputError("ONNX Runtime computes in bf16 on CUDA only: choose the provider cuda, or fp32.")
+        if precision in ("bf16", "fp16") and chosen == "cpu":
+            raise InputError(
+                f"ONNX Runtime GenAI generates in {precision} on CUDA only: choose the provider "
+                "cuda, or fp32."
+            )
         half = "bf16" if bf16 else "fp16"
         return cls(precision or ("fp32" if chosen == "cpu" else half), chosen, chosen == "cpu" or works)
 

@@ -16,6 +16,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from fxfuse.errors import FxfuseError, InputError
 from fxfuse.genai.decoder import Decoder, DecoderLayer
 from fxfuse.progress import Progress, silent, track
@@ -36,6 +38,7 @@ FAMILIES = {
 
 _LONG = {"phi3": "Phi3MiniLongRoPEModel"}
 _NEEDED = (
+    "make_rotary_embedding_caches_from_scratch",
     "make_cache_names",
     "make_key_value_cache_shape",
     "update_genai_config",
@@ -78,20 +81,15 @@ def make_writer(
         InputError: The family is not known, or rotates in a way that the builder has no operator for.
     """
     builder = load_builder()
-    options: dict[str, Any] = {"filename": "model.onnx", "hf_token": None, "hf_remote": False}
+    # Caches that hold a window alone fail where a text is to be shorter than it.
+    options: dict[str, Any] = {"filename": "model.onnx", "hf_token": None, "windowed_kv_cache": False}
     if decoder.tied:  # the builder's default for such models
         options |= {"shared_embeddings": True, "op_types_to_quantize": ("MatMul", "Gather")}
     stock = _stock(builder, decoder.config)
-    parts = {"decoder": decoder, "stock": stock, "base": builder.LlamaModel.__mro__[1], "progress": progress}
+    parts = {"decoder": decoder, "stock": stock, "progress": progress}
     kind: Callable[..., Any] = type(f"Fused{stock.__name__}", (_Fused, stock), parts)
     types = builder.set_io_dtype(precision, provider, options), builder.set_onnx_dtype(precision, options)
-    try:
-        return kind(config, *types, provider, "", options)
-    except NotImplementedError as error:
-        raise InputError(
-            f"The builder of onnxruntime-genai cannot write this model ({str(error).rstrip('.')}): fuse a "
-            "file of torch.onnx instead."
-        ) from error
+    return kind(config, *types, provider, "", options)
 
 
 def _stock(builder: Any, config: Any) -> Any:
@@ -100,27 +98,33 @@ def _stock(builder: Any, config: Any) -> Any:
         raise InputError(
             f"Decoders of {kind} cannot be exported for ONNX Runtime GenAI; known are {', '.join(FAMILIES)}."
         )
-    long = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
-    return getattr(builder, _LONG[kind] if long and kind in _LONG else FAMILIES[kind])
+    rotation = config.rope_parameters["rope_type"]
+    if rotation == "dynamic" or (rotation == "longrope" and kind not in _LONG):
+        raise InputError(
+            f"The model rotates positions by {rotation} scaling, which depends on the length of the text and "
+            f"which ONNX Runtime GenAI's operators do not know for {kind}: fuse a file of torch.onnx instead."
+        )
+    return getattr(builder, _LONG[kind] if rotation == "longrope" else FAMILIES[kind])
 
 
 class _Fused:
-    """What comes before the builder's class `stock`, whose base is `base`. `self` is Any: it has no types."""
+    """What comes before the builder's class `stock`. `self` is Any, since that has no types."""
 
     decoder: Decoder
     stock: Any
-    base: Any
     progress: Any  # a function, held in a class: called through the class
 
     def make_rope_init(self: Any, config: Any) -> None:
-        """How positions rotate is no matter of the family, but for tables of the long kind."""
-        rotation = config.rope_parameters["rope_type"]
-        kinds = {"llama3": self._llama, "longrope": self.stock}
-        kinds.get(rotation, self.base).make_rope_init(self, config)
+        """Frequencies are the model's own, except where there are two tables of them."""
+        if config.rope_parameters["rope_type"] == "longrope":
+            self.stock.make_rope_init(self, config)
 
-    @property
-    def _llama(self: Any) -> Any:
-        return load_builder().LlamaModel
+    def make_rotary_embedding_caches_from_scratch(self: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines by position: [context, frequencies, twice]."""
+        frequencies, scale = self.decoder.frequencies, self.decoder.rotation_scale
+        angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), frequencies)
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos() * scale, both.sin() * scale
 
     def make_cache_names(self: Any, valid_layer_types: Any, input_format_name: str) -> dict[int, str]:
         """The names of one kind of cache by layer, counted over the layers that have one."""

@@ -51,9 +51,10 @@ def decoder(
     for layer, width in widths.items():
         _widen(made, layer, width)
     _draw(made)
-    for absent, child in ((without, "self_attn"), (without_ffn, "mlp")):
-        for layer in absent:
-            take_out(made.model.layers[layer], child, f"model.layers.{layer}.{child}")
+    for layer in without:
+        take_out(made.model.layers[layer], "self_attn", f"model.layers.{layer}.self_attn")
+    for layer in without_ffn:
+        _leave_attention(made.model.layers[layer])
     return made.to(dtype).eval().requires_grad_(False)
 
 
@@ -62,6 +63,19 @@ def _widen(model: Any, layer: int, width: int) -> None:
     own = type(config).from_dict({**config.to_dict(), "intermediate_size": width})
     block = model.model.layers[layer]
     block.mlp = type(block.mlp)(own)
+
+
+def _leave_attention(layer: Any) -> None:
+    """Or nothing, where that is gone too."""
+
+    def forward(self: Any, hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
+        if self.self_attn is None:
+            return hidden_states
+        update, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
+        return hidden_states + update * getattr(self, "residual_multiplier", 1.0)
+
+    layer.mlp = layer.post_attention_layernorm = None
+    layer.__class__ = type("AttentionLayer", (type(layer),), {"forward": forward})
 
 
 def _draw(model: Any) -> None:
@@ -74,12 +88,13 @@ def _draw(model: Any) -> None:
             each.data = 0.1 * noise
         else:
             each.data = noise * (0.1 if "embed" in name else each.shape[-1] ** -0.5)
+    model.lm_head.weight.data[2] = 0  # the token that ends a text is never the most likely one
 
 
 def greedy(model: Any, prompt: list[int], length: int) -> list[int]:
     """What torch generates, by the most likely token of a pass over everything, up to `length` tokens."""
     tokens = list(prompt)
-    while len(tokens) < length and (len(tokens) == len(prompt) or tokens[-1] != model.config.eos_token_id):
+    while len(tokens) < length:
         with torch.no_grad():
             tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
     return tokens

@@ -91,24 +91,29 @@ def test_whatever_half_is_missing(family: str, absent: dict[str, Any], caches: i
 
 @pytest.mark.parametrize("family", ["mistral", "phi3", "qwen2"])
 def test_windows(family: str, tmp_path: Path) -> None:
-    """Numbered by caches; what lies before the window is not seen. In Qwen2 the last layers have one."""
+    """What lies before the window is not seen; in Qwen2 the last layers have one. Caches are whole."""
     own = {"use_sliding_window": True, "max_window_layers": 2} if family == "qwen2" else {}
     model, out = decoder(family, sliding_window=6, **own), tmp_path / "out"
     export_genai(model, out, provider="cpu")
-    inner = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
-    assert inner["sliding_window"]["window_size"] == 6
-    assert inner["sliding_window"]["layers"] == ([1, 2] if family == "qwen2" else [0, 1, 2])
+    found = [
+        attribute.i
+        for node in onnx.load(out / "model.onnx").graph.node
+        for attribute in node.attribute
+        if attribute.name == "local_window_size"
+    ]
+    assert found == ([-1, 6, 6] if family == "qwen2" else [6, 6, 6])
     assert generated(out, PROMPT, 40) == greedy(model, PROMPT, 40)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp16", 5e-3), ("int8", 3e-2), ("int4", 5e-1)])
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 1e-1), ("int4", 5e-1)])
 def test_smaller_weights(precision: str, bound: float, tmp_path: Path) -> None:
     report = export_genai(decoder(), tmp_path / "out", precision=precision, provider="cpu")
     assert report.relative_error is not None
     assert 0 < report.relative_error < bound
     assert len(generated(tmp_path / "out", PROMPT, 12)) <= 12
     operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
-    assert ("MatMulNBits" in operators) == precision.startswith("int")
+    assert "MatMulNBits" in operators
+    assert "GroupQueryAttention" in operators
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -142,6 +147,6 @@ def test_rotations(family: str, rotation: dict[str, Any], tmp_path: Path) -> Non
 
 def test_a_rotation_that_depends_on_the_length(tmp_path: Path) -> None:
     model = decoder(rope_parameters={"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0})
-    with pytest.raises(InputError, match=r"cannot write this model \(The dynamic RoPE style"):
+    with pytest.raises(InputError, match="rotates positions by dynamic scaling, .* do not know for llama"):
         export_genai(model, tmp_path / "out", provider="cpu")
     assert not list(tmp_path.iterdir())
