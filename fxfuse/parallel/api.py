@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -132,10 +132,10 @@ def _count_heads(module: nn.Module, place: Place, ranks: int) -> None:
     """Let an attention know how many heads it has left, wherever it reads that."""
     for name, count in place.counts.items():
         setattr(module, name, count // ranks)
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     packed = len(place.first) == 1 and len(next(iter(place.first.values()))) == 3
     if packed and isinstance(getattr(config, "num_attention_heads", None), int):
         # Phi-3 cuts its packed product by what the configuration says, which other modules read too.
         own = copy.copy(config)
         own.num_attention_heads //= ranks
-        module.config = own
+        setattr(module, "config", own)  # noqa: B010 - nn.Module declares what it holds as tensors or modules

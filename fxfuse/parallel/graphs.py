@@ -47,10 +47,11 @@ class _Product:
     """A linear call with stored weights, or some rows of one, and the value that it gives."""
 
     def __init__(self, view: FxView, value: fx.Node, call: fx.Node, rows: slice) -> None:
-        self.value, self.source = value, call.args[0]
-        bias = call.args[2] if len(call.args) > 2 else call.kwargs.get("bias")
-        self.weight = view.stored(call.args[1])[rows]  # type: ignore[index]
-        self.bias = None if bias is None else view.stored(bias)[rows]  # type: ignore[index]
+        arguments: list[Any] = [*call.args, call.kwargs.get("bias")]
+        source, weight, bias, *_ = arguments
+        self.value, self.source = value, source
+        self.weight = view.stored(weight)[rows]
+        self.bias = None if bias is None else view.stored(bias)[rows]
 
     def module(self) -> nn.Linear:
         """The same as a module, over the same memory where all rows are meant."""

@@ -65,7 +65,7 @@ def load_parallel(
 
 def _fill(model: Any, tensors: Tensors, mesh: DeviceMesh, device: torch.device) -> None:
     missing = set()
-    for name, old in list(model.named_parameters()):
+    for name, old in list(model.named_parameters(remove_duplicate=False)):
         if name not in tensors:
             missing.add(name)
             continue
@@ -77,7 +77,7 @@ def _fill(model: Any, tensors: Tensors, mesh: DeviceMesh, device: torch.device) 
             name.rpartition(".")[2], nn.Parameter(value, requires_grad=old.requires_grad)
         )
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    left = [name for name, each in model.named_parameters() if each.is_meta]
+    left = [name for name, each in model.named_parameters(remove_duplicate=False) if each.is_meta]
     if left:
         raise InputError(f"{tensors.folder} holds no {left[0]}: copy the checkpoint anew.")
 

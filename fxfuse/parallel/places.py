@@ -111,10 +111,11 @@ def _by_heads(
     if size is None:
         return Whole(path, "it has neither head_dim nor num_heads, so its heads are not known")
     sizes = {name: each.out_features for name, each in inner.items()}
-    parts = {name: (each,) for name, each in sizes.items()}
+    parts: dict[str, tuple[int, ...]] = {name: (each,) for name, each in sizes.items()}
     if len(sizes) == 1:
-        (name, total), rest = next(iter(sizes.items())), next(iter(sizes.values())) - width
-        parts = {name: (width, rest // 2, total - width - rest // 2)}
+        name, total = next(iter(sizes.items()))
+        keys = (total - width) // 2
+        parts = {name: (width, keys, total - width - keys)}
     queries, keys, values = (each for sizes_of in parts.values() for each in sizes_of)
     if queries != width or keys != values or keys % size or queries % size:
         return Whole(path, f"its products ({queries}, {keys}, {values} channels) are no heads of {size}")

@@ -12,7 +12,7 @@ Weights become DTensors: `Shard(0)` holds the ranks' rows in the ranks' order, s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,7 +42,9 @@ class _Shared(ParallelStyle):
         self.split = split
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, self._share, self._enter, self._leave)
+        # torch annotates its hooks as giving nothing, and uses what they give.
+        enter, leave = cast(Any, self._enter), cast(Any, self._leave)
+        return distribute_module(module, device_mesh, self._share, enter, leave)
 
     def _share(self, name: str, module: nn.Module, mesh: DeviceMesh) -> None:
         for each, parameter in list(module.named_parameters(recurse=False)):

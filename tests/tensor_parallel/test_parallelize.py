@@ -11,6 +11,7 @@ import pytest
 
 import fxfuse
 from models.decoder import Decoder
+from tests.checkpoints.drawn import LAYERS, OWN, REMOVED
 from tests.tensor_parallel.worker import FAMILIES, GROUPS, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +108,26 @@ def test_a_program_that_was_not_fused_shares_each_ffn(found: Found, family: str)
     one = found[2][f"program unfused {family}"]
     assert one["counts"] == {"all_reduce": FFNS}
     assert one["error"] < 2e-6
+
+
+LOADED = [*OWN, "unfused", "nemotron-nas", "odd"]
+
+
+@pytest.mark.parametrize("case", LOADED)
+class TestLoading:
+    def test_the_logits_and_tokens_of_load_pretrained(self, found: Found, case: str) -> None:
+        assert found[2][f"loaded {case}"]["error"] < 2e-6
+        assert found[2][f"loaded {case}"]["tokens"]
+
+    def test_all_weights_are_there(self, found: Found, case: str) -> None:
+        assert found[2][f"loaded {case}"]["same"]
+
+    def test_one_all_reduce_for_each_group(self, found: Found, case: str) -> None:
+        layers = LAYERS if case in ("unfused", "odd") else LAYERS - len(REMOVED)
+        assert found[2][f"loaded {case}"]["all_reduce"] == layers + LAYERS - len(REMOVED)
+
+    def test_a_rank_holds_little_more_than_half(self, found: Found, case: str) -> None:
+        assert found[2][f"loaded {case}"]["share"] < 0.6
 
 
 def test_gradients_are_those_of_one_process(found: Found) -> None:

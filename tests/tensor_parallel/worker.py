@@ -16,11 +16,13 @@ from torch.distributed.tensor.debug import CommDebugMode
 import fxfuse
 from fxfuse.parallel.state import whole_state
 from models.decoder import Decoder, DecoderConfig, LayerConfig
+from tests.checkpoints.drawn import OWN, drawn
 from tests.families import build, ids
 from tests.tensor_parallel import crew
 from tests.tensor_parallel.wide import fused_by_hand
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "granite")
+_NO_END = {"pad_token_id": 0, "eos_token_id": None}
 GROUPS = ((0, 1, 2), (3, 4))
 SMALL = DecoderConfig(
     vocab_size=64,
@@ -112,6 +114,53 @@ def on_meta() -> list[str]:
     return [weight.device.type, str(tuple(weight.to_local().shape)), str(tuple(weight.shape))]
 
 
+def loaded(folder: Path, expected: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A checkpoint read share by share: logits, tokens and weights against those of load_pretrained."""
+    model = fxfuse.load_parallel(folder, **options)
+    with torch.no_grad(), CommDebugMode() as counted:
+        logits = model(ids(2, 6) % 40).logits
+    tokens = model.generate(ids(1, 4) % 40, max_new_tokens=6, do_sample=False)
+    state = whole_state(model)
+    same = state.keys() == expected["state"].keys()
+    return {
+        "error": float((logits - expected["logits"]).norm() / expected["logits"].norm()),
+        "tokens": torch.equal(tokens, expected["tokens"]),
+        "same": same and all(torch.equal(state[name], each) for name, each in expected["state"].items()),
+        "all_reduce": sum(n for each, n in counted.get_comm_counts().items() if "all_reduce" in str(each)),
+        "share": sum(_local(each).numel() for each in model.parameters()) / expected["numbers"],
+    }
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    model = fxfuse.load_pretrained(folder)
+    with torch.no_grad():
+        logits = model(ids(2, 6) % 40).logits
+    tokens = model.generate(ids(1, 4) % 40, max_new_tokens=6, do_sample=False)
+    numbers = sum(each.numel() for each in model.parameters())
+    return {"logits": logits, "tokens": tokens, "state": model.state_dict(), "numbers": numbers}
+
+
+def checkpoints(folder: Path) -> crew.Cases:
+    """Fused checkpoints of every family, one that is not fused, and one whose width is filled."""
+    cases: crew.Cases = {}
+    for name in OWN:
+        source = drawn(folder / name, name, **_NO_END)
+        fxfuse.fuse_checkpoint(source, folder / f"{name}-fused", auto=True)
+        fused = folder / f"{name}-fused"
+        cases[f"loaded {name}"] = functools.partial(loaded, fused, _whole(fused))
+    source = folder / "llama"
+    cases["loaded unfused"] = functools.partial(loaded, source, _whole(source))
+    fxfuse.fuse_checkpoint(source, folder / "nas", auto=True, dialect="nemotron-nas")
+    cases["loaded nemotron-nas"] = functools.partial(loaded, folder / "nas", _whole(folder / "nas"))
+    odd = drawn(folder / "odd", "phi3", intermediate_size=49, **_NO_END)
+    cases["loaded odd"] = functools.partial(loaded, odd, _whole(odd), pad=True)
+    return cases
+
+
 def sentences() -> dict[str, str]:
     """What is told of models and meshes that cannot be shared."""
     ranks = dist.get_world_size()
@@ -197,5 +246,5 @@ def cases_of_four() -> crew.Cases:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
-    crew.run(cases_of_two(), 2, place)
+    crew.run({**cases_of_two(), **checkpoints(place)}, 2, place)
     crew.run(cases_of_four(), 4, place)
