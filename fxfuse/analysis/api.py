@@ -75,7 +75,7 @@ def analyze(
     progress("reading the data")
     calibration = calibration_for(model, data, progress, **reading)
     progress("reading the model")
-    wanted = {
+    wanted: dict[str, Any] = {
         "segments": choice, "dependency": dependency, "attention": attention, "kl_tokens": kl_tokens,
         "memory": memory, "progress": progress,
     }  # fmt: skip

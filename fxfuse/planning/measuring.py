@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path as FolderPath
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxfuse.analysis.records import Analysis
 from fxfuse.divergence import Divergence
@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
     from fxfuse.frontends.opening import Model
 
-__all__ = ["Measure", "Meter", "Together", "measuring"]
+__all__ = ["Measure", "Meter", "measuring"]
 
 Measure: TypeAlias = Callable[[Sequence[tuple[str, ...]]], Divergence]
-"""The divergence of the logits with these groups, of two blocks or more by name, all fused at once."""
+"""The divergence of the logits with these groups, of two blocks or more by name, all fused at once.
 
-
-@runtime_checkable
-class Together(Protocol):
-    """A measure that takes several plans at once, where each for itself would read all weights again."""
-
-    def together(self, plans: Sequence[Sequence[tuple[str, ...]]]) -> list[Divergence]:
-        """What `Measure` gives for each plan."""
+One that has a method `together` takes several such sets at once, where each by itself would read all weights.
+"""
 
 
 class Meter:
@@ -49,9 +44,10 @@ class Meter:
     def know(self, paths: Sequence[Path]) -> None:
         """Measure several paths, in one pass where the measure can."""
         new = [path for path in dict.fromkeys(paths) if path not in self.known and self._groups(path)]
-        if len(new) > 1 and isinstance(self.measure, Together):
+        together = getattr(self.measure, "together", None)
+        if together is not None and len(new) > 1:
             self.progress(f"measuring {len(new)} plans")
-            self.known |= zip(new, self.measure.together([self._groups(path) for path in new]), strict=True)
+            self.known |= zip(new, together([self._groups(path) for path in new]), strict=True)
         for path in paths:
             self.kl(path)
 

@@ -110,7 +110,7 @@ class DiskModel:
     @torch.no_grad()
     def embedded(self, batch: Batch) -> torch.Tensor:
         """The stream before the first update."""
-        ids, places = batch["input_ids"].unique(return_inverse=True)
+        ids, places = torch.unique(batch["input_ids"], return_inverse=True)
         stretches = _stretches(ids.tolist())
         rows = torch.cat([self.tensors.read(self._table, start, stop) for start, stop in stretches])
         return self._shell.first_stream(self._placed(rows), places.to(self.device))
@@ -184,14 +184,14 @@ class Loaded:
     @torch.no_grad()
     def on(self, batch: Batch) -> Branch:
         """The branch on streams of this batch."""
-        given = {name: tensor.to(self.shell.device) for name, tensor in batch.items()}
+        placed = {name: tensor.to(self.shell.device) for name, tensor in batch.items()}
         is_attention = self.update.kind == "attention"
-        arguments = self.shell.arguments(given, self.update.layer) if is_attention else {}
+        arguments = self.shell.arguments(placed, self.update.layer) if is_attention else {}
 
         @torch.no_grad()
         def branch(x: torch.Tensor) -> torch.Tensor:
-            found = self.module(self.norm(x), **arguments)
-            found = found[0] if isinstance(found, tuple) else found
+            given = self.module(self.norm(x), **arguments)
+            found: torch.Tensor = given[0] if isinstance(given, tuple) else given
             return found if self.multiplier == 1.0 else found * self.multiplier
 
         return branch

@@ -152,9 +152,8 @@ class _Run:
         if last:
             found.kl_before, found.kl_after = plain, decision.after
         else:
-            self.frontier.fuse(
-                *(partial(ffn.apply, each.wide) for each in (decision.kept, tried[0])), numbers
-            )
+            kept = partial(ffn.apply, decision.kept.wide)
+            self.frontier.fuse(kept, partial(ffn.apply, tried[0].wide), numbers)
         return report
 
     def _write(self, numbers: Sequence[int], kept: Candidate, naive: Candidate) -> None:
