@@ -51,9 +51,10 @@ class Destination:
             raise InputError(f"{self.target} is not empty: choose another folder or force it.")
 
     def clear(self) -> None:
-        """Throw away what another run wrote."""
+        """Throw away what another run wrote or had still to remove; the folder that was there is put back."""
         self._put_back()
-        shutil.rmtree(self.content, ignore_errors=True)
+        for folder in (self.content, self._replaced):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self) -> None:
         """Rename: the old folder out of its place, the new one into it."""

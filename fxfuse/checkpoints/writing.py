@@ -134,9 +134,8 @@ def _finish(
 
 def _fill(content: Content, folder: Path, journal: Journal, progress: Progress) -> None:
     folder.mkdir(exist_ok=True)
+    copy_files(content.side, folder)  # first, since one that cannot be read is told at once then
     fill_shards(content.shards, content.tensors, folder, journal, progress)
-    progress("writing tokenizer and config")
-    copy_files(content.side, folder)
     write_texts(content.all_texts, folder)
     for each in {folder / Path(shard.file).parent for shard in content.shards}:
         sync(each)

@@ -114,6 +114,18 @@ def test_old_folder_that_a_kill_left_aside_comes_back(tmp_path: Path, source: Pa
     assert inside(tmp_path / "out") == ["old"]
 
 
+def test_old_folder_that_a_kill_left_half_removed_is_no_obstacle(tmp_path: Path, source: Path) -> None:
+    for name in ("out", ".out.fxfuse-replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    place = begun(tmp_path / "out", source, force=True)
+    place.clear()
+    assert inside(tmp_path / "out") == ["old"]
+    begun(tmp_path / "out", source, force=True).commit()
+    assert inside(tmp_path / "out") == ["new"]
+    assert inside(tmp_path) == ["out", "source"]
+
+
 def test_renamed_tells_a_run_that_had_only_to_clean_up(tmp_path: Path, source: Path) -> None:
     place = begun(tmp_path / "out", source)
     assert not place.renamed

@@ -348,6 +348,17 @@ def test_folder_that_cannot_be_written(tmp_path: Path, source: Path, monkeypatch
         write(content_of(source), tmp_path / "out")
 
 
+def test_file_that_cannot_be_read_is_told_before_the_weights_are_written(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, told = content_of(source), []
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+        write(content, tmp_path / "out", progress=told.append)
+    assert told == []
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_error_of_another_kind_is_passed_on_and_leaves_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
