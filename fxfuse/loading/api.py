@@ -77,10 +77,11 @@ def _built_alike(checkpoint: Checkpoint, model: Any, dtype: torch.dtype) -> bool
 
     if checkpoint.dialect not in ("plain", "per_layer_config"):
         return False
+    auto: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(checkpoint.folder)
-            theirs = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            theirs = auto.from_config(config, dtype=dtype)
     except Exception:  # building what it does not know ends in errors of any kind
         return False
     return _shapes(theirs) == _shapes(model)
@@ -96,6 +97,7 @@ def _from_pretrained(
     """What transformers loads; it wants accelerate for any device_map, also where nothing is spread."""
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     if set(places) == {""}:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(places[""])
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map)
+        return auto.from_pretrained(folder, dtype=dtype).to(places[""])
+    return auto.from_pretrained(folder, dtype=dtype, device_map=device_map)

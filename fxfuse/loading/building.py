@@ -46,10 +46,11 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     config = shared_config(checkpoint)
     own = overrides(checkpoint, config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = auto.from_config(config, dtype=dtype)
         layers = model.get_submodule(checkpoint.family.layers)
         for number, each in own.items():
             if each.keys() - {SKIP}:

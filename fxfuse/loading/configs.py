@@ -58,7 +58,7 @@ def shared_config(checkpoint: Checkpoint) -> Any:
 
 def _common(layers: tuple[Layer, ...]) -> dict[str, Any]:
     """What most layers say of themselves, of what a config may leave to them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in _LEFT_TO_LAYERS:
         values = Counter(said[name] for said in map(_said, layers) if said.get(name) is not None)
         found |= {name: values.most_common(1)[0][0]} if values else {}
@@ -72,7 +72,7 @@ def _said(layer: Layer) -> dict[str, Any]:
 
 def overrides(checkpoint: Checkpoint, config: Any) -> dict[int, dict[str, Any]]:
     """How layers depart from what `shared_config` gave, in the words of `per_layer_config`."""
-    found = {}
+    found: dict[int, dict[str, Any]] = {}
     for layer in checkpoint.layers:
         own = {name: value for name, value in _said(layer).items() if getattr(config, name, None) != value}
         gone = [word for word, there in (("attention", layer.attention), ("mlp", layer.ffn)) if not there]

@@ -122,3 +122,12 @@ def test_one_device(device_map: Any, tmp_path: Path) -> None:
     model = fxfuse.load_pretrained(tmp_path, device_map=device_map)
     assert {each.device.type for each in (*model.parameters(), *model.buffers())} == {"cpu"}
     torch.testing.assert_close(logits(model, small.ids()), made.logits(small.ids()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "sequential"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, the model goes there")
+def test_spread_over_the_devices_that_are_there(device_map: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    made = small.make(tmp_path)
+    model = fxfuse.load_pretrained(tmp_path, device_map=device_map)
+    torch.testing.assert_close(logits(model, small.ids()), made.logits(small.ids()), rtol=0, atol=0)
