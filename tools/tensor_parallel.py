@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import fxfuse  # noqa: E402
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load, share out, generate; returns 0, or 2 where it cannot be done."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if "RANK" not in os.environ:
         print("Start it as: torchrun --nproc-per-node 2 tools/tensor_parallel.py DIR", file=sys.stderr)
         return 2
@@ -35,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        model = fxfuse.load_parallel(options.folder, pad=options.pad)
-        ids = _prompt(options).to(device)
-        for line in _generate(model, ids, options):
+        for line in run(options, device):
             if dist.get_rank() == 0:
                 print(line)
     except fxfuse.InputError as error:
@@ -48,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _generate(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[str]:
+def run(options: argparse.Namespace, device: str) -> list[str]:
     """The new tokens, their rate, and the collectives of one step."""
-    with torch.no_grad(), CommDebugMode() as counted:
+    model = fxfuse.load_parallel(options.folder, pad=options.pad)
+    ids = _prompt(options).to(device)
+    with warnings.catch_warnings(), torch.no_grad(), CommDebugMode() as counted:
+        warnings.filterwarnings("ignore", "For backward hooks")  # of the counting, of which no backward comes
         model(ids[:, -1:])
     begin = time.perf_counter()
     found = model.generate(ids, max_new_tokens=options.tokens, do_sample=False)
@@ -81,14 +83,15 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     return AutoTokenizer.from_pretrained(options.folder)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Generate from a checkpoint under tensor parallel.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="checkpoint that load_pretrained reads")
-    parser.add_argument("--prompt", default="The", help="text to go on from (default: The)")
-    parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="token ids instead of a text")
-    parser.add_argument("--tokens", type=int, default=32, help="new tokens (default: 32)")
-    parser.add_argument("--pad", action="store_true", help="fill widths that do not divide with zeros")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    found = argparse.ArgumentParser(description="Generate from a checkpoint under tensor parallel.")
+    found.add_argument("folder", type=Path, metavar="DIR", help="checkpoint that load_pretrained reads")
+    found.add_argument("--prompt", default="The", help="text to go on from (default: The)")
+    found.add_argument("--ids", type=int, nargs="+", metavar="ID", help="token ids instead of a text")
+    found.add_argument("--tokens", type=int, default=32, help="new tokens (default: 32)")
+    found.add_argument("--pad", action="store_true", help="fill widths that do not divide with zeros")
+    return found
 
 
 if __name__ == "__main__":

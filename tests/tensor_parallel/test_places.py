@@ -77,7 +77,7 @@ def test_queries_keys_and_values_of_a_packed_product() -> None:
         (_ffn(up=12), "its first products are not as wide as down_proj reads (16)"),
         (
             _attention(head_dim=None),
-            "it has neither head_dim nor num_heads, which would tell its heads apart",
+            "it has neither head_dim nor num_heads, so its heads are not known",
         ),
         (_attention(keys=10), "its products (16, 10, 16 channels) are no heads of 4"),
         (_attention(q_norm=nn.RMSNorm(16)), "q_norm.weight in it reads all heads"),

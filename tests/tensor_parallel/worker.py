@@ -20,8 +20,9 @@ from tests.checkpoints.drawn import OWN, drawn
 from tests.families import build, ids
 from tests.tensor_parallel import crew
 from tests.tensor_parallel.wide import fused_by_hand
+from tools import tensor_parallel
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "granite")
+FAMILIES = ("llama", "qwen2", "qwen3", "phi3", "gemma", "granite")
 _NO_END = {"pad_token_id": 0, "eos_token_id": None}
 GROUPS = ((0, 1, 2), (3, 4))
 SMALL = DecoderConfig(
@@ -157,6 +158,10 @@ def checkpoints(folder: Path) -> crew.Cases:
     fxfuse.fuse_checkpoint(source, folder / "nas", auto=True, dialect="nemotron-nas")
     cases["loaded nemotron-nas"] = functools.partial(loaded, folder / "nas", _whole(folder / "nas"))
     odd = drawn(folder / "odd", "phi3", intermediate_size=49, **_NO_END)
+    options = tensor_parallel.parser().parse_args(
+        [str(folder / "llama-fused"), "--ids", "1", "2", "--tokens", "3"]
+    )
+    cases["example"] = functools.partial(tensor_parallel.run, options, "cpu")
     cases["loaded odd"] = functools.partial(loaded, odd, _whole(odd), pad=True)
     return cases
 
@@ -223,7 +228,7 @@ def cases_of_two() -> crew.Cases:
     cases["biases"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "bias": True}))
     cases["ungated"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "gated": False}))
     cases |= {"gradients": gradients, "generated": generated, "meta": on_meta, "sentences": sentences}
-    for name in ("llama", "phi3", "gpt_neox"):
+    for name in ("llama", "phi3"):
         exported = torch.export.export(build(name), (ids(2, 7),))
         fused, _ = fxfuse.fuse(exported, (ids(2, 7),), min_sqnr=None)
         cases[f"program {name}"] = functools.partial(program, fused.module())
