@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fxfuse.calibration import Calibration
     from fxfuse.checkpoints.api import fuse_checkpoint
     from fxfuse.checkpoints.split import split_checkpoint
+    from fxfuse.checkpoints.verifying import verify_checkpoint
     from fxfuse.compression.run import compress
     from fxfuse.distillation.api import distill
     from fxfuse.export import export_onnx, export_program
@@ -89,6 +90,7 @@ __all__ = [
     "split_checkpoint",
     "split_onnx",
     "time_groups",
+    "verify_checkpoint",
     "write_page",
 ]
 
@@ -124,6 +126,7 @@ _HOMES = {
     "nodes_off_cuda": "sessions",
     "time_groups": "timing.groups",
     "Target": "timing.target",
+    "verify_checkpoint": "checkpoints.verifying",
     "write_page": "page.api",
 }
 
