@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fxfuse.timing.rounds import Ratio, Timing
 from tools.benchmark.cases import LENGTH, Case, Settings, shape_of
 
-__all__ = ["Entry", "Pair", "entries", "pairs", "ratio_of"]
+__all__ = ["Entry", "Pair", "chosen_file", "entries", "pairs", "ratio_of"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def _on_cpu(case: Case, settings: Settings) -> list[Entry]:
     shape = shape_of(case.model)
     full = shape is None or shape.blocks == LENGTH
     found = [_onnx("plain"), _onnx("fused"), _torch("plain", "default"), _torch("fused", "default")]
-    found += [_onnx("chosen"), _torch("chosen", "default")] if settings.chosen and full else []
+    if settings.chosen and full:
+        found += [_onnx("chosen"), _torch("chosen", "default"), _onnx("chosen", weights="int4")]
     found += [_onnx("optimizer"), *([_onnx("onnxscript")] if full else [])]
     if shape is None:
         found += [_onnx("bound"), _torch("bound", "default")]
@@ -133,6 +134,11 @@ def _on_cuda(case: Case, settings: Settings) -> list[Entry]:
     if settings.chosen:
         found += [_onnx("chosen"), _onnx("chosen", "graph")]
     return [*found, _torch("plain", "eager")]
+
+
+def chosen_file(tokens: int, kind: str) -> str:
+    """The name of a chosen form's file; what it computes lies beside it as NAME.npz."""
+    return f"chosen-{tokens}.onnx" if kind == "float" else f"chosen-{kind}-{tokens}.onnx"
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,11 @@ def pairs(found: Sequence[Entry]) -> list[Pair]:
     for kind in ("int8", "int4"):
         quantised = pick("onnx", fused, ("",), kind)
         add(f"ONNX Runtime {kind}", pick("onnx", UNFUSED, ("",), kind), quantised)
+        add(
+            f"ONNX Runtime {kind}, chosen",
+            pick("onnx", UNFUSED, ("",), kind),
+            pick("onnx", ("chosen",), ("",), kind),
+        )
         add(f"fp32 unfused / {kind} fused", pick("onnx", UNFUSED, ("",)), quantised)
     graphs = ("graphs", "replay")
     if any(e.mode in graphs for e in found):

@@ -22,6 +22,7 @@ import fxfuse
 from fxfuse.export import quiet_exporter
 from models.decoder import Decoder
 from tools.benchmark.cases import Settings
+from tools.benchmark.entries import chosen_file
 from tools.benchmark.references import answers, layers_of, write_references
 from tools.benchmark.subjects import Chain, Size, Wide, build, draw_input, size_of, without_ffns
 
@@ -86,19 +87,20 @@ class Writer:
         gc.collect()
         return self._written
 
-    def choose(self, tokens: int) -> Written | None:
-        """Write `chosen-TOKENS.onnx`, the form that fxfuse finds fastest at that many tokens."""
+    def choose(self, tokens: int, kind: str) -> Written:
+        """Write the form that fxfuse finds fastest at that many tokens, with weights of a kind."""
         written = Written(Size(0, 0))
-        name = f"chosen-{tokens}.onnx"
+        name = chosen_file(tokens, kind)
         with np.load(self._folder / f"{tokens}.npz") as arrays:
             sample = {"x": arrays["input"]}
         target = {"tokens": (tokens,), "device": self._settings.device, "threads": self._settings.threads}
         report = fxfuse.fuse_onnx(
             self._folder / "plain.onnx", self._folder / name, inputs=[sample], min_sqnr=None,
             provider=self._settings.device, target=target, force=True,
+            quantize=None if kind == "float" else kind,
         )  # fmt: skip
-        if report.output is None:
-            written.failures["chosen.onnx"] = f"declined: {report.summary()}"
+        if not report.groups:
+            written.failures[name] = f"declined: {report.summary()}"
         else:
             (found,) = answers(
                 build(self._name, "cpu", self._dtype),
@@ -106,7 +108,7 @@ class Writer:
                 layers_of(report.groups),
             )
             np.savez(self._folder / name, expected=found["parallel"].numpy())  # NAME.onnx.npz
-            written.groups["chosen.onnx"] = [len(group.blocks) for group in report.groups]
+            written.groups[name] = [len(group.blocks) for group in report.groups]
             written.notes += [str(form) for group in report.groups if (form := getattr(group, "form", None))]
         return written
 

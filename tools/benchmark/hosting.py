@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmark.cases import Settings
-from tools.benchmark.entries import Entry
+from tools.benchmark.entries import Entry, chosen_file
 
 __all__ = ["Host", "open_host", "time_calls"]
 
@@ -90,7 +90,7 @@ class Host:
 
         if entry.runtime == "torch":
             return self._held[entry.name].expected
-        with np.load(self._folder / f"chosen-{tokens}.onnx.npz") as arrays:
+        with np.load(self._folder / f"{chosen_file(tokens, entry.weights)}.npz") as arrays:
             return arrays["expected"]
 
     def time(self, entry: Entry, seconds: float) -> list[float]:

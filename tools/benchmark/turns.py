@@ -16,7 +16,7 @@ from fxfuse.timing.rounds import Ratio, Timing
 from fxfuse.timing.workers import Failure
 from tools.benchmark.cases import Case, Settings
 from tools.benchmark.crew import Crew, Process
-from tools.benchmark.entries import Entry, Pair, entries, pairs, ratio_of
+from tools.benchmark.entries import Entry, Pair, chosen_file, entries, pairs, ratio_of
 from tools.benchmark.files import Written
 from tools.benchmark.memory import available, fitting
 from tools.benchmark.subjects import Size
@@ -145,30 +145,32 @@ class Model:
 
     def _choose(self, case: Case, result: Result) -> None:
         """Have the form with the best time at this number of tokens written."""
-        names = [e.name for e in result.entries if e.form == "chosen" and e.runtime == "onnx"]
-        if not names:
-            return
-        self._progress(f"{case}: choosing the form")
-        try:
-            found = _choose(case, self._folder, self._settings)
-        except Failure as failure:
-            result.failures |= dict.fromkeys(names, str(failure))
-            return
-        for name in names:
-            if why := found.failures.get("chosen.onnx"):
-                result.declined[name] = why
-            else:
-                result.groups[name] = found.groups["chosen.onnx"]
-                result.notes[name] = found.notes
+        entries_by_kind: dict[str, list[str]] = {}
+        for each in _chosen(result):
+            entries_by_kind.setdefault(each.weights, []).append(each.name)
+        for kind, names in entries_by_kind.items():
+            self._progress(f"{case}: choosing the form, {kind} weights")
+            try:
+                found = _choose(case, kind, self._folder, self._settings)
+            except Failure as failure:
+                result.failures |= dict.fromkeys(names, str(failure))
+                continue
+            file = chosen_file(case.tokens, kind)
+            for name in names:
+                if why := found.failures.get(file):
+                    result.declined[name] = why
+                else:
+                    result.groups[name] = found.groups[file]
+                    result.notes[name] = found.notes
 
     def _use_chosen(self, case: Case, result: Result) -> None:
-        """The chosen file of this number of tokens takes the place of the last one's."""
-        path = self._folder / f"chosen-{case.tokens}.onnx"
-        if path.exists():
-            link = self._folder / "chosen.onnx"
-            link.unlink(missing_ok=True)
-            link.hardlink_to(path)
-            self._opened -= {e.name for e in result.entries if e.form == "chosen" and e.runtime == "onnx"}
+        """The chosen files of this number of tokens take the place of the last one's."""
+        for each in _chosen(result):
+            path, link = self._folder / chosen_file(case.tokens, each.weights), self._folder / each.file
+            if path.exists():
+                link.unlink(missing_ok=True)
+                link.hardlink_to(path)
+                self._opened.discard(each.name)
 
     def _open(self, found: list[Entry], case: Case, result: Result) -> None:
         def arguments(entry: Entry) -> tuple[Any, ...]:
@@ -267,8 +269,12 @@ class Model:
         return self._crew.ask_all({process: [(request, ())] for process in processes}, patience=60.0)
 
 
-def _choose(case: Case, folder: Path, settings: Settings) -> Written:
+def _chosen(result: Result) -> list[Entry]:
+    return [each for each in result.entries if each.form == "chosen" and each.runtime == "onnx"]
+
+
+def _choose(case: Case, kind: str, folder: Path, settings: Settings) -> Written:
     factory = "tools.benchmark.files:open_writer"
     with Process(factory, case.model, case.dtype, folder, settings, quiet=not settings.verbose) as writer:
-        answer: Written = writer.ask("choose", case.tokens)
+        answer: Written = writer.ask("choose", case.tokens, kind)
     return answer
