@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -66,38 +66,50 @@ def export_genai(
         FxfuseError: onnxruntime-genai is not installed, or the disk is full.
     """
     out = Path(out_dir)
-    Form.of(precision, provider, bf16=False)  # what can be told before a model is loaded
+    form = Form.of(precision, provider, bf16=False)  # what can be told before a model is loaded
     check_place(out, mark=NAME, force=force)
     load_builder()
-    opened = _opened(model, progress)
+    opened = _opened(model, form, progress)
     form = Form.of(precision, provider, bf16=getattr(opened, "dtype", None) is torch.bfloat16)
     if opened.training:
         raise InputError("The model is in training mode: call model.eval() before export_genai.")
     needed = int(sum(each.numel() for each in opened.parameters()) * _BYTES[form.precision])
     with new_folder(out, mark=NAME, force=force, needed=needed) as folder:
         report = _write(opened, folder, form, _tokenizer_of(model, opened, tokenizer), progress)
-        if form.runs:
-            progress("running the torch model")
-            ids = drawn_ids(opened.config.vocab_size, opened.config.max_position_embeddings - 1)
-            expected = logits_of_model(opened, ids)
-            dtype = opened.dtype
-            del opened  # where it was loaded here, its memory is needed now
+        expected = _expected(opened, progress) if form.runs else None
+        del opened  # where it was loaded here, its memory is needed now
+        if expected is not None:
             progress("running the written model")
-            found = logits_of_folder(folder, ids)
-            report.relative_error = check(found, expected, form.precision, precision_of(dtype))
-        else:
-            report.notes.append("CUDA does not work here, so the folder was not run")
+            found = logits_of_folder(folder, expected.ids)
+            report.relative_error = check(found, expected.logits, form.precision, expected.precision)
     report.output = str(out)
+    if expected is None:
+        report.notes.append("CUDA does not work here, so the folder was not run")
     return report
 
 
-def _opened(model: nn.Module | AnyPath, progress: Progress) -> Any:
+class _Expected(NamedTuple):
+    """What the torch model gives for some tokens, and the precision that it has."""
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    precision: str
+
+
+def _expected(model: Any, progress: Progress) -> _Expected:
+    progress("running the torch model")
+    ids = drawn_ids(model.config.vocab_size, model.config.max_position_embeddings - 1)
+    return _Expected(ids, logits_of_model(model, ids), precision_of(model.dtype))
+
+
+def _opened(model: nn.Module | AnyPath, form: Form, progress: Progress) -> Any:
     if isinstance(model, nn.Module):
         return model
     progress("loading the checkpoint")
     from fxfuse.loading import load_pretrained
 
-    return load_pretrained(Path(model))
+    # Held against the torch model in the type that the file computes in, rounding is all that may differ.
+    return load_pretrained(Path(model), torch.float32 if form.precision == "fp32" else None)
 
 
 def _tokenizer_of(model: nn.Module | AnyPath, opened: Any, tokenizer: Any) -> Any:

@@ -47,6 +47,7 @@ def builder_config(decoder: Decoder, folder: Path) -> Any:
     # Set and not handed in: some families would take the windows of their own defaults instead.
     made.layer_types = ["sliding_attention" if each else "full_attention" for each in windows]
     made.sliding_window = next((each for each in windows if each), None)
+    made.rope_parameters = {"type": made.rope_parameters["rope_type"], **made.rope_parameters}
     made._name_or_path = str(folder)
     return made
 

@@ -143,7 +143,7 @@ def _layer(layer: nn.Module, config: Any, place: str) -> DecoderLayer:
 
 
 def _attention(attention: Any, config: Any, place: str) -> Attention:
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = _head_size(config)
     out = _weights(attention.o_proj, f"{place}.o_proj")
     first = int(out.weight.shape[1])
     if hasattr(attention, "qkv_proj"):
@@ -158,6 +158,16 @@ def _attention(attention: Any, config: Any, place: str) -> Attention:
     )
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     return Attention(q, k, v, out, q_norm, k_norm, first // size, len(k.weight) // size, window)
+
+
+def _head_size(config: Any) -> int:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size % 16:
+        raise InputError(
+            f"The model's heads are of size {size}, and ONNX Runtime's attention with a cache asks for a "
+            "multiple of 16: fuse a file of torch.onnx instead."
+        )
+    return int(size)
 
 
 def _ffn(ffn: Any, place: str) -> Ffn:

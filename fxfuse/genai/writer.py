@@ -141,7 +141,8 @@ class _Fused:
 
     def make_model(self: Any, _input_path: str) -> None:
         """All nodes and weights; they are converted when they are saved."""
-        self.embed_attrs["scale"] = self._embedding_scale()
+        if self.decoder.embedding_scale != 1.0:  # Gemma's, which the builder rounds to two digits
+            self.embed_attrs["scale"] = self.decoder.embedding_scale
         self.make_inputs_and_outputs()
         self.weights = self.decoder
         self.make_preprocessing_nodes()
@@ -153,12 +154,6 @@ class _Fused:
         self.make_layernorm(len(self.decoder.layers), norm, skip=True, simple=simple, location="final_norm")
         self.make_lm_head(self.decoder.lm_head)
         self.make_postprocessing_nodes()
-
-    def _embedding_scale(self: Any) -> float:
-        """Gemma's, which the builder rounds to two digits; Granite's is in the configuration."""
-        return (
-            self.decoder.embedding_scale if self.decoder.embedding_scale != 1.0 else self.embed_attrs["scale"]
-        )
 
     def make_layer(self: Any, layer_id: int, layer: DecoderLayer) -> None:
         """A layer, or the half of it that there is."""

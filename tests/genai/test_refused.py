@@ -49,6 +49,7 @@ def test_models(tmp_path: Path) -> None:
     packed.model.layers[3].mlp.down_proj.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), False)
     refused(packed, out, r"layers\.3\.mlp\.down_proj \(Identity\) holds no plain float weight")
     refused(decoder().to("meta"), out, "embed_tokens is on the meta device")
+    refused(decoder(head_dim=8), out, "heads are of size 8, .* asks for a multiple of 16")
     endless = decoder(eos_token_id=None)
     refused(endless, out, "says which token ends a text")
 
