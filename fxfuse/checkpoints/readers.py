@@ -76,7 +76,9 @@ def _problems(seen: Seen, reader: str) -> Iterator[str]:
     elif reader == TRANSFORMERS:
         yield "its model code builds all layers alike: load it with fxfuse.load_pretrained"
     else:
-        yield f"it builds all layers of {seen.checkpoint.family.model_type} alike: write it as nemotron-nas"
+        family = seen.checkpoint.family
+        way = "write it as nemotron-nas" if family.llama is None else "nemotron-nas has no place for it"
+        yield f"it builds all layers of {family.model_type} alike: {way}"
 
 
 def _optimizer(seen: Seen) -> Iterator[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fxfuse.analysis.records import ModelId
 from fxfuse.checkpoints.grouping import choose_groups, runs
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.plans import block_names
-from fxfuse.checkpoints.records import Checkpoint
+from fxfuse.checkpoints.records import Checkpoint, Layer
 from fxfuse.errors import InputError
 from fxfuse.planning.records import Plan, PlannedGroup
 from tests.checkpoints import llama
@@ -54,6 +58,20 @@ def test_runs(
     tmp_path: Path, removed: tuple[int, ...], without_ffn: tuple[int, ...], expected: list[Any]
 ) -> None:
     assert runs(checkpoint(tmp_path, removed, without_ffn)) == expected
+
+
+@given(halves=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+def test_runs_are_what_no_attention_parts(halves: list[tuple[bool, bool]]) -> None:
+    """By pairs: two FFNs are in one run where no layer after the first, up to the second's, has attention."""
+    layers = tuple(Layer(number, *half, intermediate_size=8) for number, half in enumerate(halves))
+    found = runs(SimpleNamespace(layers=layers))  # type: ignore[arg-type]
+    ffns = [number for number, (_, ffn) in enumerate(halves) if ffn]
+    joined = {
+        (one, other)
+        for one, other in itertools.combinations(ffns, 2)
+        if not any(attention for attention, _ in halves[one + 1 : other + 1])
+    }
+    assert {pair for run in found for pair in itertools.combinations(run, 2)} == joined
 
 
 @pytest.mark.parametrize(

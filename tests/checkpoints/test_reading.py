@@ -180,7 +180,10 @@ def test_two_dialects_that_do_not_agree(tmp_path: Path) -> None:
         ({"attention": {"replace_with_linear": True}}, "replaces a block by a linear product"),
         ({"attention": {"window_length": 64}}, "attends to a window (window_length)"),
         ({"attention": {"num_sink_tokens": 4}}, "has sink tokens (num_sink_tokens)"),
-        ({"attention": {"n_heads_in_group": 3}}, "has n_heads_in_group 3, and not a divisor of 4"),
+        (
+            {"attention": {"n_heads_in_group": 3}},
+            "has n_heads_in_group 3, and not a divisor of 4: correct it.",
+        ),
         ({"attention": {"n_heads_in_group": None}}, "has attention and no n_heads_in_group"),
         ({"ffn": {"ffn_mult": None}}, "gives its FFN neither an ffn_mult nor an intermediate_size"),
         ({"ffn": {"ffn_mult": True}}, "gives its FFN neither an ffn_mult nor an intermediate_size"),
@@ -198,7 +201,10 @@ def test_a_block_of_nemotron_nas(tmp_path: Path, other: dict[str, Any], told: st
         ({"attention": {"mamba": {"state_dim": 8}}}, "has a state space in place of attention"),
         ({"attention": {"llama4": {"use_rope": False}}}, "has attention of Llama 4"),
         ({"parallel_blocks": [{}]}, "has parallel blocks, which are not read"),
-        ({"attention": {"num_key_value_heads": 3}}, "has num_key_value_heads 3, and not a divisor of 4"),
+        (
+            {"attention": {"num_key_value_heads": 3}},
+            "has num_key_value_heads 3, and not a divisor of 4: correct it.",
+        ),
         ({"attention": {"num_query_heads": 2}}, "has 2 query heads of its own, which are not read"),
     ],
 )
@@ -212,7 +218,9 @@ def test_a_block_of_any_model(tmp_path: Path, other: dict[str, Any], told: str) 
         ([{}] * llama.LAYERS, "layer 0 in"),
         ([{}] * llama.LAYERS, "has no JSON objects attention and ffn: give both"),
         ([3] * llama.LAYERS, "has no JSON objects attention and ffn: give both"),
-        ([{"subblock_configs": [{}]}] * llama.LAYERS, "has no JSON objects attention and ffn: give both"),
+        ([{"subblock_configs": [{}]}] * llama.LAYERS, "has a subblock of kind None, which is not read"),
+        ([{"subblock_configs": [3]}] * llama.LAYERS, "has a subblock of kind None, which is not read"),
+        ([parts(0, {"kind": "conv"})] * llama.LAYERS, "has a subblock of kind 'conv', which is not read"),
         (
             [parts(0, {"kind": "mla", "no_op": False})] * llama.LAYERS,
             "has latent attention, which is not read",

@@ -44,6 +44,12 @@ def test_per_layer_config(tmp_path: Path) -> None:
     assert "write it as anymodel" in verdict.by("Model-Optimizer").problems[0]
 
 
+def test_a_family_that_nemotron_nas_cannot_hold(tmp_path: Path) -> None:
+    small.make(tmp_path, "gemma")
+    told = ("it builds all layers of gemma alike: nemotron-nas has no place for it",)
+    assert verify_checkpoint(tmp_path).by(VLLM).problems == told
+
+
 def test_any_model(tmp_path: Path) -> None:
     out = put(*laid_out(llama.write(tmp_path / "in"), "anymodel"), tmp_path / "out")
     assert loaded_by(out) == ["fxfuse", "Model-Optimizer"]

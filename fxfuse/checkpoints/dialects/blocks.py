@@ -7,7 +7,7 @@ heads as `num_key_value_heads`, as `num_kv_heads` or as query heads to one of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fxfuse.checkpoints.dialects.plain import wrong
@@ -18,6 +18,7 @@ from fxfuse.errors import InputError
 __all__ = ["MULTIPLE", "block_layers", "width_of"]
 
 _KEY = "block_configs"
+_HALVES = ("attention", "ffn")
 MULTIPLE = 256
 """What the width that an ffn_mult stands for is rounded up to."""
 
@@ -58,35 +59,39 @@ def block_layers(config: Mapping[str, Any], place: str) -> tuple[Layer, ...]:
 
 
 def _layer(number: int, entry: Any, config: Mapping[str, Any], place: str) -> Layer:
-    halves = _halves(entry) if isinstance(entry, Mapping) else None
-    if halves is None:
-        raise wrong(place, _KEY, number, "has no JSON objects attention and ffn: give both")
-    for part in (entry, *halves):
+    found = _halves(number, entry, place)
+    for part in (entry, *found.values()):
         for name, told in _REFUSED.items():
             if part.get(name):
                 raise wrong(place, _KEY, number, told)
-    attention, ffn = halves
-    has_attention, has_ffn = not attention.get("no_op"), not ffn.get("no_op")
-    width = _width(number, ffn, config, place) if has_ffn else 0
-    own = {"num_key_value_heads": _kv_heads(number, attention, config, place)} if has_attention else {}
-    return Layer(number, has_attention, has_ffn, width, own)
+    attention, ffn = (not found[name].get("no_op") for name in _HALVES)
+    width = _width(number, found["ffn"], config, place) if ffn else 0
+    own = {"num_key_value_heads": _kv_heads(number, found["attention"], config, place)} if attention else {}
+    return Layer(number, attention, ffn, width, own)
 
 
-def _halves(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """What an entry says of attention and of the FFN; None where it is no entry."""
-    found = entry
-    if isinstance(parts := entry.get("subblock_configs"), list):
-        found = {"attention": {"no_op": True}, "ffn": {"no_op": True}}
-        for part in parts:
-            kind = part.get("kind") if isinstance(part, Mapping) else None
-            if not isinstance(kind, str):
-                return None
-            if kind not in found and not part.get("no_op"):
-                found["ffn"] = {kind: True}  # told below as what cannot be read
-            elif kind in found:
-                found[kind] = part
-    halves = found.get("attention"), found.get("ffn")
-    return halves if all(isinstance(each, Mapping) for each in halves) else None  # type: ignore[return-value]
+def _halves(number: int, entry: Any, place: str) -> dict[str, Mapping[str, Any]]:
+    """What an entry says of attention and of the FFN, in whichever form."""
+    found = entry if isinstance(entry, Mapping) else {}
+    if isinstance(parts := found.get("subblock_configs"), list):
+        found = {name: {"no_op": True} for name in _HALVES} | dict(_parts(number, parts, place))
+    halves = {name: found.get(name) for name in _HALVES}
+    if not all(isinstance(each, Mapping) for each in halves.values()):
+        raise wrong(place, _KEY, number, "has no JSON objects attention and ffn: give both")
+    return halves  # type: ignore[return-value]
+
+
+def _parts(number: int, parts: list[Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The subblocks that do something, by kind."""
+    for part in parts:
+        kind = part.get("kind") if isinstance(part, Mapping) else None
+        if kind in _HALVES:
+            yield kind, part
+        elif kind is None or not part.get("no_op"):
+            told = _REFUSED.get(
+                kind, f"has a subblock of kind {kind!r}, which is not read: use another checkpoint"
+            )
+            raise wrong(place, _KEY, number, told)
 
 
 def _width(number: int, ffn: Mapping[str, Any], config: Mapping[str, Any], place: str) -> int:
@@ -108,13 +113,15 @@ def _kv_heads(number: int, attention: Mapping[str, Any], config: Mapping[str, An
     if _is_number(group):
         if group > 0 and heads % group == 0:
             return int(heads // group)
-        raise wrong(place, _KEY, number, f"has n_heads_in_group {group}, and not a divisor of {heads}")
+        raise wrong(
+            place, _KEY, number, f"has n_heads_in_group {group}, and not a divisor of {heads}: correct it"
+        )
     for name in ("num_key_value_heads", "num_kv_heads"):
         found = attention.get(name)
         if _is_number(found):
             if found > 0 and heads % found == 0:
                 return int(found)
-            raise wrong(place, _KEY, number, f"has {name} {found}, and not a divisor of {heads}")
+            raise wrong(place, _KEY, number, f"has {name} {found}, and not a divisor of {heads}: correct it")
     if config.get("model_type") == "nemotron-nas":
         raise wrong(place, _KEY, number, "has attention and no n_heads_in_group: give it, or set no_op")
     return count_of(config, "num_key_value_heads", place)
