@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from fxfuse.checkpoints.dialects.anymodel import file_of
-from fxfuse.checkpoints.dialects.nemotron_nas import Factors, factors_of
+from fxfuse.checkpoints.dialects.factors import Factors, factors_of
 from fxfuse.checkpoints.expected import expected, layer_number
 from fxfuse.checkpoints.ffn_recipes import FFNWriter
 from fxfuse.checkpoints.records import Checkpoint, Copy, Layout, OutputLayer, OutputTensor

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fxfuse.checkpoints.api import fuse_checkpoint
 from fxfuse.checkpoints.grouping import choose_groups
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.records import Checkpoint
+from fxfuse.checkpoints.verifying import verify_checkpoint
 from fxfuse.errors import InputError
 from tests.checkpoints import llama
 
@@ -161,6 +164,30 @@ def test_key_value_heads_of_a_layer(tmp_path: Path) -> None:
 def test_two_dialects_that_agree(tmp_path: Path) -> None:
     stored = llama.tensors(removed=())
     fused_as_hoped(open_checkpoint(llama.write(tmp_path, stored, drop_attn_list=[2, 3])))
+
+
+@pytest.mark.parametrize(
+    ("make", "dialect"),
+    [
+        (nas, "nemotron-nas"),
+        (any_model, "anymodel"),
+        (llama.write, "per_layer_config"),
+        (
+            lambda folder: llama.write(folder, per_layer_config=None, drop_attn_list=[2, 3]),
+            "per_layer_config",
+        ),
+    ],
+    ids=["nemotron-nas", "anymodel", "per_layer_config", "llm-drop"],
+)
+def test_fused_with_no_further_hint(make: Callable[[Path], Path], dialect: str, tmp_path: Path) -> None:
+    """In its own dialect where that has widths, whole, and read again as it was laid out."""
+    report = fuse_checkpoint(make(tmp_path / "in"), tmp_path / "out", auto=True)
+    assert (report.groups, report.dialect) == ([(1, 2, 3)], dialect)
+    found = open_checkpoint(tmp_path / "out")
+    assert [layer.attention for layer in found.layers] == [True, True, True]
+    width = WIDE if dialect == "nemotron-nas" else llama.WIDTH
+    assert [layer.intermediate_size for layer in found.layers] == [width, 3 * width, width]
+    assert verify_checkpoint(tmp_path / "out").loads
 
 
 # What is not understood

@@ -88,10 +88,8 @@ def _parts(number: int, parts: list[Any], place: str) -> Iterator[tuple[str, Map
         if kind in _HALVES:
             yield kind, part
         elif kind is None or not part.get("no_op"):
-            told = _REFUSED.get(
-                kind, f"has a subblock of kind {kind!r}, which is not read: use another checkpoint"
-            )
-            raise wrong(place, _KEY, number, told)
+            told = f"has a subblock of kind {kind!r}, which is not read: use another checkpoint"
+            raise wrong(place, _KEY, number, _REFUSED.get(str(kind), told))
 
 
 def _width(number: int, ffn: Mapping[str, Any], config: Mapping[str, Any], place: str) -> int:

@@ -13,25 +13,24 @@ Read by vLLM, TensorRT-LLM, llama.cpp and mlx-lm, which insist on more than they
 4. A head has hidden / heads channels, and the activation is silu.
 
 Families that are Llama with other names are written as such: packed products are taken apart, and Granite's
-multipliers go into the weights that they follow (`Factors`).
+multipliers go into the weights that they follow (`fxfuse.checkpoints.dialects.factors`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from fxfuse.checkpoints.dialects.blocks import MULTIPLE, block_layers
+from fxfuse.checkpoints.dialects.factors import factors_of
 from fxfuse.checkpoints.dialects.plain import commonest, output_kv_heads, own_of, renumbered
 from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
-from fxfuse.checkpoints.settings import count_of, multiplier, rope_of, setting, sliding_window
+from fxfuse.checkpoints.settings import count_of, rope_of, setting, sliding_window
 from fxfuse.checkpoints.tensors import DTYPES
 
 __all__ = [
-    "ROPES", "Factors", "config_of", "extra_files", "factors_of", "ffn_mult_of", "layers_of", "objections",
+    "ROPES", "config_of", "extra_files", "ffn_mult_of", "layers_of", "objections",
     "padding_of",
 ]  # fmt: skip
 
@@ -72,33 +71,6 @@ def ffn_mult_of(intermediate_size: int, hidden_size: int) -> float:
     cut off above a multiple of 256 and rounded up below one.
     """
     return round(1.5 * intermediate_size / hidden_size, 6)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What weights are multiplied by, in place of a family's multipliers."""
-
-    embeddings: float = 1.0
-    queries: float = 1.0
-    residual: float = 1.0
-    logits: float = 1.0
-
-    @property
-    def tied(self) -> bool:
-        """Whether the embeddings may still be the output's weights too."""
-        return self.embeddings == self.logits
-
-
-def factors_of(config: Mapping[str, Any]) -> Factors:
-    """Granite's multipliers; readers divide scores by the root of a head's size."""
-    if config.get("model_type") != "granite":
-        return Factors()
-    return Factors(
-        embeddings=multiplier(config, "embedding_multiplier"),
-        queries=multiplier(config, "attention_multiplier") * math.sqrt(setting(config, "head_dim")),
-        residual=multiplier(config, "residual_multiplier"),
-        logits=1.0 / multiplier(config, "logits_scaling"),
-    )
 
 
 def objections(checkpoint: Checkpoint, layers: tuple[OutputLayer, ...]) -> list[str]:
