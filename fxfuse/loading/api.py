@@ -63,12 +63,14 @@ def load_pretrained(
 
 def _need_transformers() -> None:
     try:
-        import transformers  # noqa: F401
+        from transformers import __version__ as found
     except ImportError:
+        found = "0"
+    if int(found.partition(".")[0]) < 5:
         raise InputError(
-            "Checkpoints are loaded as models of transformers: install it with pip install "
+            "Checkpoints are loaded as models of transformers 5 or newer: install it with pip install "
             "'fxfuse[checkpoints]'."
-        ) from None
+        )
 
 
 def _built_alike(checkpoint: Checkpoint, model: Any, dtype: torch.dtype) -> bool:

@@ -111,11 +111,13 @@ def test_what_transformers_builds_is_left_to_it(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     model = fxfuse.load_pretrained(tmp_path, dtype="float32", device_map="cpu")
-    assert asked == [{"dtype": torch.float32}]
+    spread = {"model": "cpu", "lm_head": "cpu"}
+    fxfuse.load_pretrained(tmp_path, device_map=spread)
+    assert asked == [{"dtype": torch.float32}, {"dtype": torch.float32, "device_map": spread}]
     torch.testing.assert_close(logits(model, small.ids()), made.logits(small.ids()), rtol=0, atol=0)
     small.make(tmp_path)
     fxfuse.load_pretrained(tmp_path)
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:

@@ -76,11 +76,13 @@ def test_no_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(tmp_path, device_map={"model": "cpu", "lm_head": "meta"}) == expected
 
 
-def test_no_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("found", [None, types.SimpleNamespace(__version__="4.57.1")])
+def test_no_transformers_or_an_old_one(found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.make(tmp_path)
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", found)
     assert told(tmp_path) == (
-        "Checkpoints are loaded as models of transformers: install it with pip install 'fxfuse[checkpoints]'."
+        "Checkpoints are loaded as models of transformers 5 or newer: install it with pip install "
+        "'fxfuse[checkpoints]'."
     )
 
 
