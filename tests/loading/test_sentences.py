@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import types
 from functools import partial
 from pathlib import Path
 from typing import Any
