@@ -21,10 +21,13 @@ from fxfuse.genai.folder import check_place, new_folder
 from fxfuse.genai.records import Form, GenaiReport, precision_of
 from fxfuse.genai.writer import load_builder, make_writer
 from fxfuse.progress import Progress, silent
+from fxfuse.quiet import quiet
 from fxfuse.removal.genai import NAME
 from fxfuse.sessions import Provider
 
 __all__ = ["export_genai"]
+
+_QUANTISER = "onnxruntime.quantization.matmul_nbits_quantizer"  # tells every node
 
 AnyPath = str | os.PathLike[str]
 
@@ -52,8 +55,8 @@ def export_genai(
         model: A causal language model of transformers, as `load_pretrained` gives it or with attention taken
             out by `remove_attention`; or the folder of a checkpoint, fused or not.
         out_dir: The folder to write: a name that is free, or an empty folder.
-        precision: "fp32", "fp16", "bf16" (CUDA only), "int8" or "int4" (weights in blocks, by the builder's
-            defaults). By default fp32 for the CPU, and for CUDA the model's half type.
+        precision: "fp32" (CPU), "fp16" or "bf16" (CUDA), "int8" or "int4" (weights in blocks, by the
+            builder's defaults). By default fp32 for the CPU, and for CUDA the model's half type.
         provider: What the folder is for: "cuda", "cpu", or "auto" for what works here.
         tokenizer: One of transformers, or a folder that holds its files; by default the checkpoint's folder,
             or the one that the model was loaded from.
@@ -132,7 +135,7 @@ def _write(model: Any, folder: Path, form: Form, tokenizer: Any, progress: Progr
         writer = make_writer(decoder, config, form.precision, form.provider, progress)
         writer.make_model("")
         progress("saving the model")
-        with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
+        with contextlib.redirect_stderr(io.StringIO()), quiet(_QUANTISER):  # a bar of its own
             writer.save_model(str(folder))
         _write_config(writer, config, folder)
         notes = _write_tokenizer(writer, config, side, folder) if has_tokenizer else [_NO_TOKENIZER]

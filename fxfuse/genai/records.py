@@ -21,6 +21,10 @@ int4 cost is a property of the model, and reported.
 """
 
 
+_GENERATES = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "bf16", "int8", "int4")}
+"""For which types its attention with a cache and grouped heads is written."""
+
+
 def precision_of(dtype: torch.dtype) -> str:
     """The key of PRECISIONS for a type of torch."""
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "fp32")
@@ -47,10 +51,10 @@ class Form:
             raise InputError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
         works = provider != "cpu" and cuda_problem() is None
         chosen = provider if provider != "auto" else ("cuda" if works else "cpu")
-        if precision in ("bf16", "fp16") and chosen == "cpu":
+        if precision is not None and precision not in _GENERATES[chosen]:
             raise InputError(
-                f"ONNX Runtime GenAI generates in {precision} on CUDA only: choose the provider "
-                "cuda, or fp32."
+                f"ONNX Runtime GenAI does not generate in {precision} on {chosen.upper()}: choose from "
+                f"{', '.join(_GENERATES[chosen])}, or another provider."
             )
         half = "bf16" if bf16 else "fp16"
         return cls(precision or ("fp32" if chosen == "cpu" else half), chosen, chosen == "cpu" or works)

@@ -57,8 +57,8 @@ def load_builder() -> Any:
     except Exception as error:  # it imports much, and a library of CUDA that is missing is no ImportError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise FxfuseError(
-            f"The model builder of onnxruntime-genai cannot be imported ({reason}): install "
-            "onnxruntime-genai-cuda 0.18 or newer, or onnxruntime-genai where there is no CUDA."
+            f"The model builder of onnxruntime-genai cannot be imported ({reason}): install it "
+            "with pip install 'fxfuse[genai]', or onnxruntime-genai 0.18 or newer where there is no CUDA."
         ) from error
     if not all(hasattr(getattr(builder, "LlamaModel", None), name) for name in _NEEDED):
         raise FxfuseError("The installed onnxruntime-genai is too old for this: install 0.18 or newer.")

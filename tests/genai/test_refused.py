@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from fxfuse.errors import FxfuseError, InputError, VerificationError
 from fxfuse.genai import api, checking, records, writer
 from fxfuse.genai.api import export_genai
 from fxfuse.genai.records import Form, GenaiReport
+from fxfuse.numerics import relative_error
+from fxfuse.sessions import session
 from tests.genai.models import decoder
 
 pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai-cuda has no wheel for this Python")
@@ -32,7 +35,10 @@ def test_options(tmp_path: Path) -> None:
     refused(model, out, "no provider 'tpu': choose auto, cuda or cpu", provider="tpu")
     refused(model, out, "no precision 'fp8': choose from fp32, fp16", precision="fp8")
     for half in ("bf16", "fp16"):
-        refused(model, out, f"generates in {half} on CUDA only", precision=half)
+        refused(model, out, f"not generate in {half} on CPU: choose from fp32, int8, int4", precision=half)
+    refused(
+        model, out, "not generate in fp32 on CUDA: choose from fp16, bf16", precision="fp32", provider="cuda"
+    )
     refused(model.eval(), out, "Linear is no decoder of transformers")
     refused(decoder().train(), out, "call model.eval")
     refused(decoder(), out, "no folder .*: give the folder of a tokenizer", tokenizer=tmp_path / "none")
@@ -99,7 +105,7 @@ def test_without_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(writer, "_NEEDED", ("make_cache_names", "of_next_year"))
     refused(decoder(), tmp_path / "out", "is too old for this: install 0.18 or newer", FxfuseError)
     monkeypatch.setitem(sys.modules, "onnxruntime_genai.models.builder", None)
-    refused(decoder(), tmp_path / "out", "cannot be imported .* install onnxruntime-genai-cuda", FxfuseError)
+    refused(decoder(), tmp_path / "out", "cannot be imported .* install it with pip", FxfuseError)
 
 
 def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +117,30 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Form.of(None, "auto", bf16=False) == chosen
 
 
-def test_for_a_provider_that_does_not_work_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written for CUDA with GroupQueryAttention, not run, and said so."""
+@pytest.mark.parametrize("family", ["gemma", "llama", "phi3"])
+def test_for_a_provider_that_does_not_work_here(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written for CUDA in float16, not run by GenAI, and said so; ONNX Runtime's CPU knows the operators."""
     monkeypatch.setattr(records, "cuda_problem", lambda: "no GPU")
-    report = export_genai(decoder(), tmp_path / "out", provider="cuda")
+    model, out = decoder(family), tmp_path / "out"
+    report = export_genai(model, out, provider="cuda")
     assert (report.precision, report.provider, report.relative_error) == ("fp16", "cuda", None)
     assert "CUDA does not work here, so the folder was not run" in report.notes
     assert "fp16 for cuda, 5 layers, 3 caches, FFNs of 96 (4), 256 (1); not run here" in str(report)
+    opened = session(out / "model.onnx", "cpu")
+    empty = {each.name: each.shape[1] for each in opened.get_inputs() if each.name.startswith("past")}
+    past = {name: np.zeros((1, heads, 0, 16), np.float16) for name, heads in empty.items()}
+    ids = np.array([[3, 5, 7, 9, 11, 13]])
+    (logits,) = opened.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids), **past})
+    expected = logits_of(model, torch.from_numpy(ids))
+    assert relative_error(torch.from_numpy(logits), expected) < 5e-3
+
+
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(ids, use_cache=False).logits
+    return found
 
 
 def test_the_report() -> None:
