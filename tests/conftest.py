@@ -1,8 +1,9 @@
-"""Session-wide caches: a family is exported in each form once, however many tests read it."""
+"""Session-wide caches: a family is exported in each form once, however many tests and workers read it."""
 
 import copy
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from tests import exporters, families
+from tests.shared_files import once
 
 hypothesis.settings.register_profile("fxfuse", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fxfuse")
@@ -46,14 +48,18 @@ ATEN_FORMS = ("aten", "core_aten")
 @pytest.fixture(scope="session")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """onnx_file(family, form="opset20", dynamic=False, **build_arguments): a file to read, not to write."""
-    folder = tmp_path_factory.mktemp("onnx")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
 
     @functools.cache
     def write(family: str, form: str = "opset20", dynamic: bool = False, **built: Any) -> Path:
         words = [family, form, "dynamic" if dynamic else "static", *(f"{k}-{v}" for k, v in built.items())]
-        path = folder / f"{'.'.join(words)}.onnx"
         given = (families.example(family),)
-        return ONNX_FORMS[form](families.build(family, **built), given, path, dynamic=dynamic)
+        return once(
+            folder / f"{'.'.join(words)}.onnx",
+            lambda path: ONNX_FORMS[form](families.build(family, **built), given, path, dynamic=dynamic),
+        )
 
     return write
 
