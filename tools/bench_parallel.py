@@ -7,6 +7,7 @@ A full run goes to benchmarks/parallel-DEVICE.json, a quick one to out/benchmark
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -27,6 +28,7 @@ from tools.benchmark.parallel_page import parallel_page  # noqa: E402
 from tools.benchmark.parallel_steps import SHAPES, latencies, steps  # noqa: E402
 from tools.benchmark.ranks import on_ranks  # noqa: E402
 
+FORMS = ("eager", "compiled")
 SIZES = [1 << power for power in range(10, 23, 2)]  # bytes
 
 
@@ -62,15 +64,14 @@ def measure(options: argparse.Namespace, told: Callable[[str], None]) -> dict[st
             tries = [on_ranks(ranks, options.device, latencies, *job) for _ in range(rounds)]
             reduced[ranks] = {size: statistics.median(each[size] for each in tries) for size in SIZES}
     models = []
-    for name in options.models:
-        for ranks in options.ranks:
-            found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-            for turn in range(rounds):
-                for fused in (False, True) if turn % 2 == 0 else (True, False):
-                    told(f"hidden {name}, {ranks} ranks, round {turn + 1} of {rounds}")
-                    job = (SHAPES[name], fused, seconds, options.device, options.dtype)
-                    found[fused].append(on_ranks(ranks, options.device, steps, *job))
-            models.append(_model(name, ranks, found, options.dtype))
+    for name, compiled, ranks in itertools.product(options.models, options.forms, options.ranks):
+        found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        for turn in range(rounds):
+            for fused in (False, True) if turn % 2 == 0 else (True, False):
+                told(f"hidden {name}, {FORMS[compiled]}, {ranks} ranks, round {turn + 1} of {rounds}")
+                job = (SHAPES[name], fused, bool(compiled), seconds, options.device, options.dtype)
+                found[fused].append(on_ranks(ranks, options.device, steps, *job))
+        models.append({"form": FORMS[compiled], **_model(name, ranks, found, options.dtype)})
     return {"dtype": options.dtype, "rounds": rounds, "all_reduce_us": reduced, "models": models}
 
 
@@ -93,10 +94,11 @@ def _bytes(dtype: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Time decode steps under tensor parallel, fused and not.")
     parser.add_argument("--quick", action="store_true", help="one short round, nothing committed")
-    parser.add_argument("--rounds", type=int, default=5, help="crews of each contestant (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="crews of each contestant (default: 3)")
     parser.add_argument("--ranks", type=_numbers, default=[1, 2, 4], metavar="N,N", help="default: 1,2,4")
     parser.add_argument("--models", type=_names, default=["256", "1024"], metavar="H,H",
                         help=f"hidden sizes, of {', '.join(SHAPES)} (default: 256,1024)")  # fmt: skip
+    parser.add_argument("--forms", type=_forms, default=[0, 1], metavar="F,F", help=f"of {', '.join(FORMS)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the JSON file")
@@ -105,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _numbers(text: str) -> list[int]:
     return [int(each) for each in text.split(",")]
+
+
+def _forms(text: str) -> list[int]:
+    if unknown := [each for each in text.split(",") if each not in FORMS]:
+        raise argparse.ArgumentTypeError(f"no form {unknown[0]}: give some of {', '.join(FORMS)}")
+    return [FORMS.index(each) for each in text.split(",")]
 
 
 def _names(text: str) -> list[str]:

@@ -150,6 +150,10 @@ def test_gradients_are_those_of_one_process(found: Found) -> None:
     assert found[2]["gradients"] < 1e-5
 
 
+def test_dynamo_reads_a_shared_model_as_one_graph(found: Found) -> None:
+    assert found[2]["compiled"] < 2e-6
+
+
 def test_generate_gives_the_same_tokens(found: Found) -> None:
     assert found[2]["generated"] is True
 

@@ -90,6 +90,16 @@ def gradients() -> float:
     return worst
 
 
+def compiled() -> float:
+    """The error of a shared decoder that dynamo reads as one graph."""
+    model = _decoder(SMALL)
+    given = ids(2, 6) % SMALL.vocab_size
+    with torch.no_grad():
+        expected = model(given)
+        value = torch.compile(fxfuse.parallelize(model), backend="eager", fullgraph=True)(given)
+    return float((value - expected).norm() / expected.norm())
+
+
 def generated() -> bool:
     """Whether greedy tokens are those of one process, with a cache of each rank's own heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -227,7 +237,13 @@ def cases_of_two() -> crew.Cases:
     cases |= {"small": small, "head whole": functools.partial(small, head=False), "one axis": one_axis}
     cases["biases"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "bias": True}))
     cases["ungated"] = functools.partial(small, DecoderConfig(**{**SMALL.__dict__, "gated": False}))
-    cases |= {"gradients": gradients, "generated": generated, "meta": on_meta, "sentences": sentences}
+    cases |= {
+        "gradients": gradients,
+        "generated": generated,
+        "compiled": compiled,
+        "meta": on_meta,
+        "sentences": sentences,
+    }
     for name in ("llama", "phi3"):
         exported = torch.export.export(build(name), (ids(2, 7),))
         fused, _ = fxfuse.fuse(exported, (ids(2, 7),), min_sqnr=None)

@@ -23,7 +23,7 @@ The model: step = weights / (ranks x bandwidth) + parts x (own + all-reduce), wh
 attention, and own what it costs beyond reading its weights. Fusing moves no fewer weights, so it saves
 removed x (own + all-reduce). "Expected" takes own from the difference of the steps alone, and the all-reduce
 from those timed by themselves at the step's message; what it misses is that ranks wait for the slowest.
-With two ranks and more own holds what DTensor costs in Python, which a GPU with CUDA graphs does not see.
+Compiled is torch.compile with inductor. Eager, own holds what DTensor costs in Python on two ranks and more.
 """
 
 _OWN_US = 17.4
@@ -35,7 +35,7 @@ def parallel_page(found: Record) -> Iterator[str]:
     """Steps, all-reduces, and what they mean for eight GPUs."""
     heading = ("sequential", "fused", "faster", "alone: sequential", "alone: fused", "saved", "expected")
     rows = [_row(each, found["all_reduce_us"]) for each in found["models"]]
-    yield table(("hidden", "ranks", *heading), rows)
+    yield table(("hidden", "run", "ranks", *heading), rows)
     yield _all_reduces(found["all_reduce_us"])
     yield _eight()
 
@@ -51,6 +51,7 @@ def _row(one: Record, all_reduce: Record) -> tuple[str, ...]:
     saved = (sequential["whole"] - fused["whole"], expected)
     return (
         str(one["hidden"]),
+        one["form"],
         str(one["ranks"]),
         *(f"{each:,.0f} µs" for each in times),
         ratio,

@@ -57,7 +57,9 @@ SHAPES = {
 }
 
 
-def steps(shape: Shape, fused: bool, seconds: float, device: str, dtype: str) -> dict[str, Any]:
+def steps(
+    shape: Shape, fused: bool, compiled: bool, seconds: float, device: str, dtype: str
+) -> dict[str, Any]:
     """Microseconds of a step: the median, with and without the sums over ranks, and weights in all, bytes."""
     torch.manual_seed(0)
     model = Decoder(shape.config(fused)).to(device, getattr(torch, dtype)).eval().requires_grad_(False)
@@ -65,15 +67,21 @@ def steps(shape: Shape, fused: bool, seconds: float, device: str, dtype: str) ->
     model = fxfuse.parallelize(model)
     ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
 
-    def call() -> None:
-        model(ids)
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def step() -> float:
+        torch._dynamo.reset()
+        run = torch.compile(model) if compiled else model
+
+        def call() -> None:
+            run(ids)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return _timed(call, seconds)
 
     with torch.no_grad():
-        found = {"whole": _timed(call, seconds)}
+        found = {"whole": step()}
         with _no_sums():
-            found["bare"] = _timed(call, seconds)
+            found["bare"] = step()
     return {"weights": weights, **found}
 
 
