@@ -15,6 +15,11 @@ def test_what_the_published_figures_say() -> None:
     assert PUBLISHED.message == 32768
 
 
+def test_the_step_before_fusing_foretells_the_one_after() -> None:
+    expected = PUBLISHED.tokens_per_second(PUBLISHED.expected_per_part_us, 0.0)
+    assert expected == pytest.approx(PUBLISHED.fused, rel=0.025)
+
+
 def test_the_model_gives_back_the_published_rate_from_its_own_latency() -> None:
     latency = PUBLISHED.all_reduce_us(own_us=17.4)
     assert PUBLISHED.tokens_per_second(17.4, latency) == pytest.approx(PUBLISHED.fused)

@@ -37,9 +37,8 @@ def parallelize(
     """Share `model` out over the ranks of `mesh`, in place; every rank calls it with the same weights.
 
     What a rank needs no more is freed, what it keeps moves to the mesh's kind of device. The model is called,
-    generates and trains as before, with the same arguments on every rank. Weights become DTensors;
-    `fxfuse.parallel.state.whole_state` gives them back as they were.
-
+    generates and trains as before, on every rank with the same arguments, and where it samples with the same
+    random state. Weights become DTensors; `fxfuse.parallel.state.whole_state` gives them back as they were.
     A model that fits into no rank's memory is loaded by `load_parallel` instead.
 
     Args:

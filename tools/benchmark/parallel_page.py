@@ -77,19 +77,26 @@ def _latencies(all_reduce: Record, ranks: int | str) -> dict[int, float]:
 
 def _eight() -> str:
     """What the published figures say in this model."""
-    part, own = PUBLISHED.per_part_us, _OWN_US
+    own, expected = _OWN_US, PUBLISHED.expected_per_part_us
     rows = [
         (f"{us:g} µs", f"{PUBLISHED.tokens_per_second(own, us):.1f}", f"{us / (own + us):.0%}")
         for us in (0, 10, 20, 30)
     ]
-    text = (
+    published = (
         f"Published (arXiv 2503.18908): {PUBLISHED.removed_attention} tokens/s before and {PUBLISHED.fused} "
-        f"after fusing 49 FFNs into 4, on {PUBLISHED.ranks} H100. That is {PUBLISHED.saved_us:,.0f} µs of a "
-        f"step for {PUBLISHED.removed} FFNs, {part:.1f} µs each. By itself an FFN costs {own} µs beyond its "
-        "weights (hidden 8192, an eighth of its width, on the H200 measured above), so an all-reduce of "
-        f"{PUBLISHED.message // 1024} KB over eight GPUs would have to take "
-        f"{PUBLISHED.all_reduce_us(own):.1f} µs. There were no eight H100 to measure it on. With other "
-        "latencies the model gives:\n"
+        f"after fusing 49 FFNs into 4, on {PUBLISHED.ranks} H100: {PUBLISHED.saved_us:,.0f} µs of a step for "
+        f"{PUBLISHED.removed} FFNs, {PUBLISHED.per_part_us:.1f} µs each.\n"
+    )
+    before = (
+        "From the step before fusing alone: reading a rank's weights (253e9 of 8 bits, data-sheet bandwidth) "
+        f"takes {PUBLISHED.reading_us:,.0f} µs of its {1e6 / PUBLISHED.removed_attention:,.0f}. What is left "
+        f"is {expected:.1f} µs for each of its {PUBLISHED.parts} parts, and the model foretells "
+        f"{PUBLISHED.tokens_per_second(expected, 0.0):.1f} tokens/s.\n"
+    )
+    measured = (
+        f"From a measurement: by itself an FFN costs {own} µs beyond its weights (hidden 8192, an eighth of "
+        f"its width, on the H200 above). So an all-reduce of {PUBLISHED.message // 1024} KB over eight GPUs "
+        f"would have to take {PUBLISHED.all_reduce_us(own):.1f} µs; there were no eight to measure it on. With others:\n"
     )
     drawn = table(("all-reduce", "tokens/s, fused", "share of what is saved"), rows)
-    return "\n".join(["### What it means for eight GPUs\n", text, drawn])
+    return "\n".join(["### What it means for eight GPUs\n", published, before, measured, drawn])
