@@ -96,7 +96,8 @@ def _eight() -> str:
     measured = (
         f"From a measurement: by itself an FFN costs {own} µs beyond its weights (hidden 8192, an eighth of "
         f"its width, on the H200 above). So an all-reduce of {PUBLISHED.message // 1024} KB over eight GPUs "
-        f"would have to take {PUBLISHED.all_reduce_us(own):.1f} µs; there were no eight to measure it on. With others:\n"
+        f"would have to take {PUBLISHED.all_reduce_us(own):.1f} µs; there were no eight to "
+        "measure it on. With others:\n"
     )
     drawn = table(("all-reduce", "tokens/s, fused", "share of what is saved"), rows)
     return "\n".join(["### What it means for eight GPUs\n", published, before, measured, drawn])
