@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from safetensors.torch import load_file, save_file
 import fxfuse
 from fxfuse.analysis.reading import read_analysis
 from fxfuse.calibration import Calibration
+from fxfuse.calibration.batches import positions
+from fxfuse.checkpoints.api import fuse_checkpoint
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.cli import main
+from fxfuse.divergence import DivergenceMeter
 from fxfuse.errors import InputError
 from fxfuse.loading.api import load_pretrained
 from fxfuse.streaming.api import measure_checkpoint
@@ -42,6 +46,16 @@ def logits(model: DiskModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return head(x)
 
 
+def kl(original: Any, changed: Any) -> float:
+    """KL of two loaded models on the data held out."""
+    meter = DivergenceMeter()
+    with torch.no_grad():
+        for batch in data().held_out:
+            one, other = (each(**batch, use_cache=False).logits for each in (original, changed))
+            meter.add(one, other, positions(batch))
+    return meter.result().kl
+
+
 # The model, one update at a time
 
 
@@ -63,6 +77,13 @@ def test_a_tied_head_is_the_embedding(tmp_path):
     assert torch.equal(
         logits(DiskModel(open_checkpoint(tmp_path)), {"input_ids": ids(2)}), small.logits(ids(2))
     )
+
+
+def test_a_fused_checkpoint_in_another_dialect(tmp_path):
+    fuse_checkpoint(folder(), tmp_path / "out", auto=True, dialect="nemotron-nas")
+    found = logits(DiskModel(open_checkpoint(tmp_path / "out")), {"input_ids": ids(2)})
+    with torch.no_grad():
+        assert torch.equal(found, load_pretrained(tmp_path / "out")(ids(2), use_cache=False).logits)
 
 
 def test_one_update_at_a_time_has_memory():
@@ -153,9 +174,11 @@ def test_analyze_and_plan_in_the_shell(tmp_path):
     )
     command = ["plan", str(analysis), "--no-budget", "--depth", "4", "--model", str(folder()), *given]
     assert main([*command, "-o", str(plan)]) == 0
+    assert main(["checkpoint", str(folder()), str(tmp_path / "out"), "--plan", str(plan)]) == 0
     found = json.loads(plan.read_text())
-    assert math.isfinite(found["kl"])
-    assert found["kl"] > 0
+    assert kl(load_pretrained(folder()), load_pretrained(tmp_path / "out")) == pytest.approx(
+        found["kl"], rel=1e-3
+    )
 
 
 # What is refused
