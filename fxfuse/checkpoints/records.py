@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxfuse.checkpoints.families import Family
 from fxfuse.checkpoints.tensors import Tensors
 
+if TYPE_CHECKING:
+    from fxfuse.removal.records import Choice
+
 __all__ = [
     "Checkpoint", "Copy", "Given", "Group", "Layer", "Layout", "OutputLayer", "OutputTensor", "Part",
-    "Recipe", "Same", "Stacked", "Summed",
+    "Recipe", "Removed", "Same", "Stacked", "Summed",
 ]  # fmt: skip
 
 Group: TypeAlias = tuple[int, ...]
@@ -33,11 +36,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """Layers whose attention is left out of a checkpoint that has it; `choice`: by what they were chosen."""
+
+    layers: tuple[int, ...]
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A folder of safetensors files with its config.json; `dialect` is how that says that layers differ.
 
     "plain": they do not. "nemotron-nas", "per_layer_config", "anymodel": see `fxfuse.checkpoints.dialects`.
     "llm-drop": `drop_attn_list`.
+
+    removed: what is taken out of it, as `config` and `layers` say already.
     """
 
     folder: Path
@@ -47,6 +60,7 @@ class Checkpoint:
     hidden_size: int
     layers: tuple[Layer, ...]
     tensors: Tensors
+    removed: Removed | None = None
 
     def prefix(self, layer: int) -> str:
         """What the names of a layer's tensors begin with."""

@@ -6,19 +6,33 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from fxfuse.errors import InputError
 from fxfuse.naming import spans
-from fxfuse.passes.attention import Attention
 from fxfuse.passes.records import Miss
 from fxfuse.removal.decisions import read_decisions
 from fxfuse.removal.records import Choice
 
-__all__ = ["Which", "parse_layers", "select"]
+__all__ = ["Named", "Which", "parse_layers", "select"]
 
 Which: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Choice | Iterable[int | str]"
 """Layers as "5-10,12" or as numbers, layer paths, a Choice, or a configuration: its path or content."""
+
+
+class Named(Protocol):
+    """An attention by its path and layer, in whichever form of a model."""
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+
+    @property
+    def layer(self) -> int | None:
+        """Its layer; None where paths have no numbers."""
+
+
+Meant = TypeVar("Meant", bound=Named)
 
 _LIST = re.compile(r"\s*\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*\s*")
 
@@ -41,7 +55,7 @@ def parse_layers(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def select(which: Which, found: Sequence[Attention], misses: Sequence[Miss]) -> list[Attention]:
+def select(which: Which, found: Sequence[Meant], misses: Sequence[Miss]) -> list[Meant]:
     """Those of the attentions `found` that are meant, in their order.
 
     Raises:
@@ -81,12 +95,12 @@ def _wanted(which: Which) -> list[int | str]:
     return found
 
 
-def _number(attention: Attention, place: int) -> int:
+def _number(attention: Named, place: int) -> int:
     """Its layer, or its place among the attentions where paths have no numbers."""
     return place if attention.layer is None else attention.layer
 
 
-def _unknown(wanted: int | str, found: Sequence[Attention], refused: Mapping[str, str]) -> InputError:
+def _unknown(wanted: int | str, found: Sequence[Named], refused: Mapping[str, str]) -> InputError:
     what = f"layer {wanted}" if isinstance(wanted, int) else wanted
     own = [name for name in refused if _is_meant(wanted, name)]
     if own:

@@ -10,15 +10,17 @@ A dialect is one module: `layers_of` reads; `objections` says what it has no pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from fxfuse.checkpoints.dialects import anymodel, llm_drop, nemotron_nas, per_layer
+from fxfuse.checkpoints.dialects import anymodel, blocks, llm_drop, nemotron_nas, per_layer
 from fxfuse.checkpoints.dialects.plain import plain_layers
 from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
 from fxfuse.errors import InputError
 
-__all__ = ["WRITTEN", "config_of", "extra_files", "objections", "padding_of", "read_layers"]
+__all__ = [
+    "WRITTEN", "config_of", "extra_files", "objections", "padding_of", "read_layers", "without_attention",
+]  # fmt: skip
 
 
 class _Writer(Protocol):
@@ -36,6 +38,12 @@ _READERS = {
     "per_layer_config": per_layer.layers_of,
     "anymodel": anymodel.layers_of,
     "llm-drop": llm_drop.layers_of,
+}
+_WITHOUT = {
+    "nemotron-nas": blocks.without_attention,
+    "per_layer_config": per_layer.without_attention,
+    "anymodel": blocks.without_attention,
+    "llm-drop": llm_drop.without_attention,
 }
 _WRITERS: Mapping[str, _Writer] = {
     "nemotron-nas": nemotron_nas,
@@ -67,6 +75,14 @@ def read_layers(config: Mapping[str, Any], place: str) -> tuple[str, tuple[Layer
                     f"its {_KEYS[other]}: take one of them out."
                 )
     return dialect, layers
+
+
+def without_attention(config: Mapping[str, Any], layers: Collection[int]) -> dict[str, Any]:
+    """A config that leaves out the attention of `layers` too, in every way in which it says such things."""
+    found = dict(config)
+    for name in _names_in(config) or ["per_layer_config"]:
+        found = _WITHOUT[name](found, layers)
+    return found
 
 
 def objections(dialect: str, checkpoint: Checkpoint, layers: tuple[OutputLayer, ...]) -> list[str]:

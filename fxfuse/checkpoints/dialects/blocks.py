@@ -7,7 +7,7 @@ heads as `num_key_value_heads`, as `num_kv_heads` or as query heads to one of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fxfuse.checkpoints.dialects.plain import wrong
@@ -15,7 +15,7 @@ from fxfuse.checkpoints.records import Layer
 from fxfuse.checkpoints.settings import count_of
 from fxfuse.errors import InputError
 
-__all__ = ["MULTIPLE", "block_layers", "width_of"]
+__all__ = ["MULTIPLE", "block_layers", "width_of", "without_attention"]
 
 _KEY = "block_configs"
 _HALVES = ("attention", "ffn")
@@ -56,6 +56,21 @@ def block_layers(config: Mapping[str, Any], place: str) -> tuple[Layer, ...]:
     if len(entries) != count:
         raise InputError(f"{place} has {len(entries)} {_KEY} and {count} layers: correct one of them.")
     return tuple(_layer(number, entry, config, place) for number, entry in enumerate(entries))
+
+
+def without_attention(config: Mapping[str, Any], layers: Collection[int]) -> dict[str, Any]:
+    """The config with the attention of `layers` as one that does nothing."""
+    entries = [_silenced(entry) if place in layers else entry for place, entry in enumerate(config[_KEY])]
+    return {**config, _KEY: entries}
+
+
+def _silenced(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry, in whichever form, whose attention does nothing."""
+    parts = entry.get("subblock_configs")
+    if not isinstance(parts, list):
+        return {**entry, "attention": {**entry["attention"], "no_op": True}}
+    silent = [{**part, "no_op": True} if part["kind"] == "attention" else part for part in parts]
+    return {**entry, "subblock_configs": silent}
 
 
 def _layer(number: int, entry: Any, config: Mapping[str, Any], place: str) -> Layer:

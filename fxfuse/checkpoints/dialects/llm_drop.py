@@ -6,14 +6,14 @@ code ignores them. Source: arXiv 2406.15786 and the configs published with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fxfuse.checkpoints.records import Layer
 from fxfuse.checkpoints.settings import count_of
 from fxfuse.errors import InputError
 
-__all__ = ["layers_of"]
+__all__ = ["layers_of", "without_attention"]
 
 
 def layers_of(config: Mapping[str, Any], place: str) -> tuple[Layer, ...]:
@@ -29,6 +29,13 @@ def layers_of(config: Mapping[str, Any], place: str) -> tuple[Layer, ...]:
         Layer(number, number not in attention, number not in ffn, 0 if number in ffn else width)
         for number in range(count)
     )
+
+
+def without_attention(config: Mapping[str, Any], layers: Collection[int]) -> dict[str, Any]:
+    """The config with `layers` among those whose attention is dropped."""
+    count = count_of(config, "num_hidden_layers")
+    gone = _dropped(config, "drop_attn_list", count, "config.json") | set(layers)
+    return {**config, "drop_attn_list": sorted(gone)}
 
 
 def _dropped(config: Mapping[str, Any], name: str, count: int, place: str) -> set[int]:

@@ -7,7 +7,7 @@ Source: transformers/integrations/heterogeneity/configuration_utils.py (5.23).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fxfuse.checkpoints.dialects.plain import own_of, renumbered, wrong
@@ -15,7 +15,7 @@ from fxfuse.checkpoints.records import Checkpoint, Layer, Layout, OutputLayer
 from fxfuse.checkpoints.settings import count_of
 from fxfuse.errors import InputError
 
-__all__ = ["config_of", "layers_of", "objections"]
+__all__ = ["config_of", "layers_of", "objections", "without_attention"]
 
 _KEY = "per_layer_config"
 _ATTENTION, _FFN = ("attention", "self_attn"), ("mlp", "ffn")
@@ -59,6 +59,17 @@ def _layer(number: int, entry: dict[str, Any], config: Mapping[str, Any], place:
         merged = dict(config)
     width = count_of(merged, "intermediate_size", place) if ffn else 0
     return Layer(number, not any(each in _ATTENTION for each in skipped), ffn, width, entry)
+
+
+def without_attention(config: Mapping[str, Any], layers: Collection[int]) -> dict[str, Any]:
+    """The config with `layers` that skip attention too."""
+    entries = {key: dict(entry) for key, entry in (config.get(_KEY) or {}).items()}
+    names = {int(key): key for key in entries}
+    for number in sorted(layers):
+        entry = entries.setdefault(names.get(number, str(number)), {})
+        skipped = entry.get("skip") or []
+        entry["skip"] = ["attention", *([skipped] if isinstance(skipped, str) else skipped)]
+    return {**config, _KEY: entries}
 
 
 def objections(checkpoint: Checkpoint, layers: tuple[OutputLayer, ...]) -> list[str]:
