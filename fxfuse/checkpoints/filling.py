@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from fxfuse.checkpoints.copying import copy_bytes, write_at
 from fxfuse.checkpoints.journal import Journal
@@ -31,9 +34,10 @@ def fill_shards(
     starts = [_start(shard, folder, journal) for shard in shards]
     total = sum(shard.nbytes for shard in shards)
     amount = Amount("writing", total, progress, done=sum(starts), word=size_words)
-    for shard, start in zip(shards, starts, strict=True):
-        if start < shard.nbytes:
-            _fill(shard, start, tensors, folder / shard.file, journal, amount)
+    with _one_thread():
+        for shard, start in zip(shards, starts, strict=True):
+            if start < shard.nbytes:
+                _fill(shard, start, tensors, folder / shard.file, journal, amount)
 
 
 def copy_files(files: Sequence[SideFile], folder: Path) -> None:
@@ -53,6 +57,17 @@ def write_texts(texts: Mapping[str, str], folder: Path) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
         sync(folder / name)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Bands are small: dividing one among threads takes longer than making it, where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _start(shard: Shard, folder: Path, journal: Journal) -> int:
