@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fxfuse.calibration import Calibration
+from fxfuse.checkpoints import writing
 from fxfuse.checkpoints.api import fuse_checkpoint
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.records import Checkpoint
@@ -207,3 +208,23 @@ def test_a_folder_that_is_taken_is_told_before_anything_is_fitted(tmp_path, monk
     monkeypatch.setattr(kept, "recover_checkpoint", None)
     with pytest.raises(InputError, match="is not empty"):
         fuse_checkpoint(tmp_path / "source", tmp_path / "out", auto=True, recover=FEW, calibration=data())
+
+
+def test_an_interrupted_writing_goes_on_with_the_corrected_weights(tmp_path, monkeypatch):
+    small(tmp_path / "source")
+    given = {"groups": "3-4", "recover": FEW, "calibration": data()}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "copy_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fuse_checkpoint(tmp_path / "source", tmp_path / "out", **given)
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "recover_checkpoint", None)
+        assert fuse_checkpoint(tmp_path / "source", tmp_path / "out", **given).resumed
+    fuse_checkpoint(tmp_path / "source", tmp_path / "other", **given)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "other"))
+    assert one == other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "source"]
