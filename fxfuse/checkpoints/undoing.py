@@ -35,7 +35,7 @@ def undo_of(tensors: Tensors, made: Iterable[OutputTensor]) -> dict[str, Any]:
             found[source].append((start, stop, part))
     entries: dict[str, Any] = {}
     dropped = []
-    for stored in sorted(tensors.values(), key=lambda each: (tensors.files.index(each.file), each.start)):
+    for stored in sorted(tensors.values(), key=lambda each: (tensors.path_of(each.file), each.start)):
         parts = _covering(stored, found[stored.name])
         if parts is None and stored.nbytes > _SMALL:
             dropped.append(stored.name)
