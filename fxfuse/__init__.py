@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fxfuse.budget import Budget
     from fxfuse.calibration import Calibration
     from fxfuse.checkpoints.api import fuse_checkpoint
+    from fxfuse.checkpoints.remove import remove_attention_checkpoint
     from fxfuse.checkpoints.split import split_checkpoint
     from fxfuse.checkpoints.verifying import verify_checkpoint
     from fxfuse.compression.run import compress
@@ -84,6 +85,7 @@ __all__ = [
     "parallelize",
     "plan",
     "remove_attention",
+    "remove_attention_checkpoint",
     "remove_attention_onnx",
     "reports",
     "session",
@@ -121,6 +123,7 @@ _HOMES = {
     "split_checkpoint": "checkpoints.split",
     "split_onnx": "splitting",
     "remove_attention": "removal.api",
+    "remove_attention_checkpoint": "checkpoints.remove",
     "remove_attention_onnx": "removal.onnx_api",
     "choose_attention": "removal.choosing",
     "nodes_off_cuda": "sessions",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fxfuse.passes.naming import numbered, span
 
-__all__ = ["printable", "span", "spans"]
+__all__ = ["printable", "ranges", "span", "spans"]
 
 _SHOWN = 4
 
@@ -30,6 +30,11 @@ def spans(names: Sequence[str]) -> str:
     found += plain
     more = len(found) - _SHOWN
     return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Layers as a user writes them: "5-10,12"."""
+    return ",".join(_ranges(sorted(numbers)))
 
 
 def printable(text: str) -> str:

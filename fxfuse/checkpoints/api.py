@@ -1,6 +1,6 @@
 """Fuse a checkpoint of any size on disk, tensor by tensor, without a machine that could hold it.
 
-open -> choose groups -> (recover) -> lay out -> recipes -> write beside -> verify -> rename
+open -> (leave out attention) -> choose groups -> (recover) -> lay out -> recipes -> write -> verify -> rename
 """
 
 from __future__ import annotations
@@ -8,31 +8,28 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fxfuse.checkpoints.card import card_of
+from fxfuse.checkpoints.contents import content_of, judge
 from fxfuse.checkpoints.destination import Destination
-from fxfuse.checkpoints.dialects import config_of, extra_files
 from fxfuse.checkpoints.grouping import choose_groups
 from fxfuse.checkpoints.layout import lay_out
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.recipes import output_tensors
-from fxfuse.checkpoints.record import as_text, record_of
 from fxfuse.checkpoints.records import Checkpoint, Group, Layout
 from fxfuse.checkpoints.report import CheckpointReport, padding, sizes
 from fxfuse.checkpoints.shards import Shard, cut
-from fxfuse.checkpoints.sidefiles import CARD, CONFIG, RECORD, SideFile, side_files
-from fxfuse.checkpoints.verifying import verify_checkpoint
-from fxfuse.checkpoints.writing import Content, write
-from fxfuse.errors import InputError, VerificationError
+from fxfuse.checkpoints.sidefiles import side_files
+from fxfuse.checkpoints.without import leave_out
+from fxfuse.checkpoints.writing import write
+from fxfuse.errors import InputError
 from fxfuse.planning.files import AnyPlan, read_plan
-from fxfuse.planning.records import Plan
 from fxfuse.progress import Progress, silent
 
 if TYPE_CHECKING:
     from fxfuse.recovery.using import Recovery
+    from fxfuse.removal.which import Which
     from fxfuse.sessions import Provider
     from fxfuse.streaming.kept import KeptRecovery
 
@@ -49,6 +46,7 @@ def fuse_checkpoint(
     plan: AnyPlan | None = None,
     auto: bool = False,
     max_group: int | None = None,
+    remove: Which | None = None,
     dialect: str | None = None,
     shard_size: int = 5_000_000_000,
     dry_run: bool = False,
@@ -71,6 +69,8 @@ def fuse_checkpoint(
         plan: A plan of this model, in any form of it.
         auto: Fuse every run of FFNs with no attention between.
         max_group: Most FFNs in a group of `auto`.
+        remove: Attentions that are left out before, in any form that `fxfuse.remove_attention` takes: layers
+            such as "5-10,12", a `Choice`, or the configuration of another tool.
         dialect: "nemotron-nas", "per_layer_config" or "anymodel"; the source's own by default.
         shard_size: Most bytes of tensors in a file that holds several.
         dry_run: Write nothing; the report says what would be written.
@@ -93,6 +93,7 @@ def fuse_checkpoint(
         raise InputError("Nothing says where to write: give out, or dry_run=True (--dry-run).")
     progress("reading headers")
     checkpoint = open_checkpoint(Path(folder))
+    checkpoint = checkpoint if remove is None else leave_out(checkpoint, remove)
     plan = None if plan is None else read_plan(plan)
     recovery = _recovery(recover, calibration)
     found = choose_groups(checkpoint, groups, plan, auto=auto, max_group=max_group)
@@ -106,10 +107,10 @@ def fuse_checkpoint(
     report = _report(checkpoint, layout, shards)
     report.recovery = None if kept is None else kept.figures
     if not dry_run and out is not None:
-        content = _content(checkpoint, layout, shards, plan, shard_size, report.recovery)
+        content = content_of(checkpoint, layout, shards, shard_size, plan, report.recovery)
         with contextlib.nullcontext() if kept is None else kept:
             report.resumed = write(
-                content, Path(out), resume=resume, force=force, judge=_judge, progress=progress
+                content, Path(out), resume=resume, force=force, judge=judge, progress=progress
             )
         report.output = os.fspath(out)
     report.seconds = time.monotonic() - started
@@ -150,6 +151,7 @@ def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> Chec
         source=os.fspath(checkpoint.folder),
         dialect=layout.dialect,
         layers=(len(checkpoint.layers), len(layout.layers)),
+        removed=[] if checkpoint.removed is None else list(checkpoint.removed.layers),
         groups=layout.groups,
         folded=[each.sources for each in layout.layers if not each.keeps_gain],
         padded=padding(layout),
@@ -157,34 +159,3 @@ def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> Chec
         files=sizes(shards),
         left_behind=side_files(checkpoint.folder, checkpoint.tensors.files)[1],
     )
-
-
-def _content(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    shards: list[Shard],
-    plan: Plan | None,
-    shard_size: int,
-    recovery: Mapping[str, Any] | None,
-) -> Content:
-    made = [each for shard in shards for each in shard.tensors]
-    texts = {
-        **extra_files(layout),
-        CONFIG: as_text(config_of(checkpoint, layout)),
-        RECORD: as_text(record_of(checkpoint, layout, made, plan, recovery)),
-        CARD: card_of(checkpoint, layout, plan, recovery),
-    }
-    arguments = {"groups": layout.groups, "dialect": layout.dialect, "shard_size": shard_size}
-    side, _ = side_files(checkpoint.folder, checkpoint.tensors.files)
-    return Content(checkpoint.tensors, shards, texts, _without(side, texts), arguments)
-
-
-def _without(side: list[SideFile], texts: dict[str, str]) -> list[SideFile]:
-    """The files that go along, but for those that are written anew."""
-    return [each for each in side if each.name not in texts]
-
-
-def _judge(folder: Path) -> None:
-    """Refuse what our own loader would not load."""
-    for problem in verify_checkpoint(folder).problems:
-        raise VerificationError(f"The fused checkpoint would not load, so nothing was written: {problem}")

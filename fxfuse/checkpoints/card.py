@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxfuse._version import __version__
+from fxfuse.checkpoints.card_removal import removal_lines
 from fxfuse.checkpoints.records import Checkpoint, Group, Layout, OutputLayer
 from fxfuse.planning.records import Plan, PlannedGroup
 
@@ -17,13 +18,16 @@ __all__ = ["card_of"]
 
 _LICENCE = re.compile(r"^(license|license_name|license_link):[ \t]+\S.*$", re.MULTILINE)
 
-_LOADING = """\
+_PYTHON = """\
 ```python
 import fxfuse
 
 model = fxfuse.load_pretrained("DIR")
 ```
+"""
 
+_LOADING = f"""\
+{_PYTHON}
 `fxfuse verify DIR` tells which other programs load it, and `fxfuse split DIR -o OUT` gives the blocks back as
 they were: bit for bit where the gain was kept, to rounding where it went into the weights.
 """
@@ -50,11 +54,14 @@ def card_of(
         plan: Where the groups come from one, with the figures that it brings.
         recovery: Figures of corrected weights, where there are some.
     """
+    if not layout.groups:
+        return _removed_card(checkpoint, layout)
     name = checkpoint.folder.resolve().name
     parts = [
         _head(checkpoint),
         f"# {name}, FFNs fused\n",
         _summary(checkpoint, layout, name),
+        *removal_lines(checkpoint, fused=True),
         _METHOD,
         _table(checkpoint, layout),
         "## What it costs\n",
@@ -67,13 +74,32 @@ def card_of(
     return "\n".join(parts)
 
 
-def _head(checkpoint: Checkpoint) -> str:
+def _removed_card(checkpoint: Checkpoint, layout: Layout) -> str:
+    """That of a checkpoint whose attention was left out, and nothing else."""
+    name = checkpoint.folder.resolve().name
+    before, after = len(checkpoint.layers), len(layout.layers)
+    told = f"{before} layers" if before == after else f"{before} layers became {after}, as empty ones went"
+    dialect = f"The config is in the `{layout.dialect}` dialect."
+    parts = [
+        _head(checkpoint, "attention-removal"),
+        f"# {name}, attention removed\n",
+        f"{name} ({checkpoint.family.architecture}), {told}. {dialect}\n",
+        *removal_lines(checkpoint),
+        "## Loading\n",
+        _PYTHON,
+        "`fxfuse verify DIR` tells which other programs load it.\n",
+        f"Written by fxfuse {__version__}; `fxfuse.json` is its record.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _head(checkpoint: Checkpoint, tag: str = "ffn-fusion") -> str:
     """Metadata as model hubs read it; the licence is the source's, where its own card names one."""
     path = checkpoint.folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     metadata = text[3:].partition("\n---")[0] if text.startswith("---\n") else ""
     licence = [match[0].rstrip() for match in _LICENCE.finditer(metadata)]
-    return "\n".join(["---", *licence, "tags:", "- ffn-fusion", "- fxfuse", "---", ""])
+    return "\n".join(["---", *licence, "tags:", f"- {tag}", "- fxfuse", "---", ""])
 
 
 def _summary(checkpoint: Checkpoint, layout: Layout, name: str) -> str:

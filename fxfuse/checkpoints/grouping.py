@@ -143,7 +143,7 @@ def _automatic(checkpoint: Checkpoint, max_group: int | None) -> list[Group]:
     if not found:
         raise InputError(
             f"No two FFNs of {checkpoint.folder} stand one behind the other with no attention between: "
-            "remove attention first, with fxfuse remove."
+            "remove attention first, with fxfuse remove, or at once with --remove."
         )
     return check_groups(checkpoint, found)
 

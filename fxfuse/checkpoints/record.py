@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def record_of(
 
     source: how the checkpoint was before, its config whole, and the record that lay there if it was fused
     already. layers: each with the numbers of the layers that it was made of. recovery: what was tried to
-    correct the weights, and what was kept; the blocks are then the corrected ones.
+    correct the weights, and what was kept; the blocks are then the corrected ones. removed: the layers of the
+    source whose attention was left out before, which its config says here already, and how they were chosen.
+    undo: None where nothing is fused.
     """
     return {
         "kind": _KIND,
@@ -38,6 +41,7 @@ def record_of(
         "fxfuse": __version__,
         "dialect": layout.dialect,
         "layers": [_layer(checkpoint, each) for each in layout.layers],
+        **({} if checkpoint.removed is None else {"removed": asdict(checkpoint.removed)}),
         "plan": None if plan is None else plan.to_dict(),
         **({} if recovery is None else {"recovery": dict(recovery)}),
         "source": {
@@ -46,7 +50,7 @@ def record_of(
             "config": dict(checkpoint.config),
             "record": read_record(checkpoint.folder, missing_ok=True),
         },
-        "undo": undo_of(checkpoint.tensors, made),
+        "undo": undo_of(checkpoint.tensors, made) if layout.groups else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fxfuse.checkpoints.records import Group, Layout
 from fxfuse.checkpoints.shards import Shard
 from fxfuse.disks import size_words
-from fxfuse.naming import printable, span
+from fxfuse.naming import printable, ranges, span
 
 __all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "recovery_lines", "sizes"]
 
@@ -19,7 +19,8 @@ __all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "recovery_lines", "
 class CheckpointReport:
     """A checkpoint that was fused. output: its folder, None in a dry run.
 
-    layers: how many there were and are. folded: of `groups`, those whose gains went into the weights.
+    layers: how many there were and are. removed: those whose attention was left out before. folded: of
+    `groups`, those whose gains went into the weights.
     padded: channels of zeros by layer. files: bytes of each file of weights. left_behind: files of the source
     that did not go along. recovery: figures of corrected weights, see `fxfuse.streaming.kept`. resumed: a
     killed run's work was taken over.
@@ -34,6 +35,7 @@ class CheckpointReport:
     weights: tuple[int, int]
     files: dict[str, int]
     left_behind: list[str] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recovery: Mapping[str, Any] | None = None
     output: str | None = None
@@ -57,7 +59,7 @@ class CheckpointReport:
 
     def __str__(self) -> str:
         """What became of which layers, the files with their sizes, and where they are."""
-        lines = [f"{self.source}: {self.summary()}", *map(self._group, self.groups)]
+        lines = [f"{self.source}: {self.summary()}", *_removed(self.removed), *map(self._group, self.groups)]
         lines += [f"  layer {number}: {count} channels of zeros" for number, count in self.padded.items()]
         lines += recovery_lines(self.recovery)
         lines += _files(self.files)
@@ -77,6 +79,7 @@ class SplitCheckpoint:
 
     exact, rounded: tensors that are the source's bit for bit, and the others.
     dropped: tensors of the source that its own config left out, and the fused checkpoint therefore has not.
+    removed: layers whose attention was left out when it was fused.
     """
 
     source: str
@@ -84,6 +87,7 @@ class SplitCheckpoint:
     exact: int
     rounded: int
     dropped: list[str]
+    removed: list[int]
     files: dict[str, int]
     output: str | None = None
     resumed: bool = False
@@ -101,9 +105,19 @@ class SplitCheckpoint:
             f"bit, {self.rounded} to rounding",
             *_files(self.files),
         ]
-        if self.dropped:
+        if self.removed:
+            lines.append(
+                f"note: the attention of layers {ranges(self.removed)} was left out before fusing, and is "
+                "not given back"
+            )
+        elif self.dropped:
             lines.append(f"note: {len(self.dropped)} tensors that the config leaves out are not given back")
         return "\n".join(map(printable, [*lines, _place(self.output)]))
+
+
+def _removed(layers: Sequence[int]) -> list[str]:
+    """Whose attention is left out."""
+    return [f"  attention left out of layers {ranges(layers)}"] if layers else []
 
 
 def recovery_lines(recovery: Mapping[str, Any] | None) -> list[str]:

@@ -22,6 +22,7 @@ from fxfuse.checkpoints.tensors import Tensors, file_within
 from fxfuse.checkpoints.undoing import read_undo
 from fxfuse.checkpoints.writing import Content, write
 from fxfuse.errors import FxfuseError, InputError
+from fxfuse.naming import ranges
 from fxfuse.progress import Progress, silent
 
 __all__ = ["split_checkpoint"]
@@ -55,12 +56,13 @@ def split_checkpoint(
     target = Path(out) if out is not None else source.with_name(f"{source.resolve().name}-split")
     progress("reading headers")
     tensors, record = Tensors(source), read_record(source)
-    made, texts, layers, dropped = _read(record or {}, tensors, source / RECORD)
+    made, texts, layers, dropped, removed = _read(record or {}, tensors, source / RECORD)
     shards = cut(made, 1)
     exact = sum(_is_exact(each, tensors) for each in made)
     report = SplitCheckpoint(
-        os.fspath(source), layers, exact, len(made) - exact, dropped, sizes(shards), os.fspath(target)
-    )
+        os.fspath(source), layers, exact, len(made) - exact, dropped, removed, sizes(shards),
+        os.fspath(target),
+    )  # fmt: skip
     content = Content(tensors, shards, texts, _side(source, tensors, RECORD in texts), {"split": True})
     report.resumed = write(content, target, resume=resume, force=force, progress=progress)
     report.seconds = time.monotonic() - started
@@ -69,9 +71,15 @@ def split_checkpoint(
 
 def _read(
     record: Mapping[str, Any], tensors: Tensors, place: Path
-) -> tuple[list[OutputTensor], dict[str, str], tuple[int, int], list[str]]:
-    """What a record says: tensors, texts, layers now and before, names of what is not given back."""
+) -> tuple[list[OutputTensor], dict[str, str], tuple[int, int], list[str], list[int]]:
+    """What a record says: tensors, texts, layers now and before, what is not given back and left out."""
     try:
+        removed = [int(each) for each in record.get("removed", {"layers": []})["layers"]]
+        if record["undo"] is None:
+            raise InputError(
+                f"{place.parent} is not fused: the attention of layers {ranges(removed)} was removed, and "
+                "its weights are not kept, so take the checkpoint that it was made of."
+            )
         source = record["source"]
         made = read_undo(record["undo"])
         for each in made:
@@ -81,7 +89,7 @@ def _read(
         if source["record"] is not None:
             texts[RECORD] = as_text(dict(source["record"]))
         layers = (len(record["layers"]), int(source["num_hidden_layers"]))
-        return made, texts, layers, list(map(str, record["undo"]["dropped"]))
+        return made, texts, layers, list(map(str, record["undo"]["dropped"])), removed
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, FxfuseError):

@@ -41,6 +41,10 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
         "--auto", action="store_true", help="every run without attention between; nothing is measured"
     )
     found.add_argument("--max-group", type=int, metavar="N", help="with --auto: most FFNs in a group")
+    found.add_argument(
+        "--remove", metavar="LIST",
+        help="leave out the attention of these layers before, such as 5-10,12 (fxfuse remove chooses some)",
+    )  # fmt: skip
     recovery = found.add_argument_group("recovery: corrected weights, of the same shapes, for less loss")
     recovery.add_argument(
         "--recover", choices=("fit", "distill"),
@@ -88,6 +92,7 @@ def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> i
                 plan=options.plan,
                 auto=options.auto,
                 max_group=options.max_group,
+                remove=_removed(options),
                 dialect=options.dialect,
                 shard_size=options.shard_size,
                 dry_run=options.dry_run,
@@ -102,6 +107,13 @@ def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> i
         raise
     write_out(f"{report}\n")
     return DONE
+
+
+def _removed(options: argparse.Namespace) -> list[int] | None:
+    """The layers whose attention is left out."""
+    from fxfuse.removal.which import parse_layers
+
+    return None if options.remove is None else parse_layers(options.remove)
 
 
 def _recovery(options: argparse.Namespace, progress: Callable[[str], None]) -> dict[str, Any]:

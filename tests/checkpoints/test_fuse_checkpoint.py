@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fxfuse
-from fxfuse.checkpoints import api
+from fxfuse.checkpoints.dialects import config_of
 from fxfuse.checkpoints.families import FAMILIES
 from fxfuse.checkpoints.tensors import bytes_of
 from fxfuse.errors import InputError, VerificationError
@@ -164,8 +164,8 @@ def test_refused_before_anything_is_written(tmp_path: Path, words: dict[str, Any
 
 def test_what_readers_would_not_load_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = drawn(tmp_path / "in")
-    config = api.config_of
-    monkeypatch.setattr(api, "config_of", lambda *words: config(*words) | {"vocab_size": 41})
+    wrong = {"vocab_size": 41}
+    monkeypatch.setattr("fxfuse.checkpoints.contents.config_of", lambda *words: config_of(*words) | wrong)
     with pytest.raises(VerificationError, match="would not load, so nothing was written: .*embed_tokens"):
         fxfuse.fuse_checkpoint(source, tmp_path / "out", auto=True)
     assert os.listdir(tmp_path) == ["in"]
