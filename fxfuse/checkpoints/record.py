@@ -12,6 +12,7 @@ from fxfuse._version import __version__
 from fxfuse.checkpoints.records import Checkpoint, Layout, OutputLayer, OutputTensor
 from fxfuse.checkpoints.sidefiles import RECORD
 from fxfuse.checkpoints.undoing import undo_of
+from fxfuse.checkpoints.without import removed_tensors
 from fxfuse.errors import InputError
 from fxfuse.planning.records import Plan
 
@@ -50,7 +51,7 @@ def record_of(
             "config": dict(checkpoint.config),
             "record": read_record(checkpoint.folder, missing_ok=True),
         },
-        "undo": undo_of(checkpoint.tensors, made) if layout.groups else None,
+        "undo": undo_of(checkpoint.tensors, made, removed_tensors(checkpoint)) if layout.groups else None,
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +24,10 @@ __all__ = ["read_undo", "undo_of"]
 _SMALL = 1 << 20  # bytes: the gain of a hidden size of half a million
 
 
-def undo_of(tensors: Tensors, made: Iterable[OutputTensor]) -> dict[str, Any]:
+def undo_of(tensors: Tensors, made: Iterable[OutputTensor], removed: Collection[str] = ()) -> dict[str, Any]:
     """How each tensor of the source is got back from the outputs, as JSON data.
+
+    Tensors that were `removed` by name are dropped, however small.
 
     {"tensors": {name: {"dtype", "shape", "file", "parts" or "data"}}, "dropped": [names]}
     """
@@ -37,7 +39,7 @@ def undo_of(tensors: Tensors, made: Iterable[OutputTensor]) -> dict[str, Any]:
     dropped = []
     for stored in sorted(tensors.values(), key=lambda each: (tensors.path_of(each.file), each.start)):
         parts = _covering(stored, found[stored.name])
-        if parts is None and stored.nbytes > _SMALL:
+        if parts is None and (stored.nbytes > _SMALL or stored.name in removed):
             dropped.append(stored.name)
             continue
         entries[stored.name] = _entry(stored, tensors, parts)

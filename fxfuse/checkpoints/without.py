@@ -15,7 +15,7 @@ from fxfuse.checkpoints.records import Checkpoint, Removed
 if TYPE_CHECKING:
     from fxfuse.removal.which import Which
 
-__all__ = ["StoredAttention", "attentions", "leave_out", "removed_names"]
+__all__ = ["StoredAttention", "attentions", "leave_out", "removed_names", "removed_tensors"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ def removed_names(checkpoint: Checkpoint) -> list[str]:
     """The paths of the attentions that were taken out."""
     layers = checkpoint.removed.layers if checkpoint.removed is not None else ()
     return [_name(checkpoint, number) for number in layers]
+
+
+def removed_tensors(checkpoint: Checkpoint) -> set[str]:
+    """The names of the tensors of the attentions that were taken out, their norms' included."""
+    layers = checkpoint.removed.layers if checkpoint.removed is not None else ()
+    family = checkpoint.family
+    halves = tuple(
+        f"{checkpoint.prefix(number)}.{half}."
+        for number in layers
+        for half in (family.attention, family.attention_norm)
+    )
+    return {name for name in checkpoint.tensors if name.startswith(halves)}
 
 
 def _name(checkpoint: Checkpoint, layer: int) -> str:
