@@ -1,7 +1,9 @@
 """`fxfuse remove` of a folder: by layers, by decisions, and chosen by what is measured from disk."""
 
+import copy
 import json
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fxfuse import cli
 from fxfuse.calibration import Calibration
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.errors import InputError
+from fxfuse.frontends.protocol import Batch
 from fxfuse.streaming.choosing import choose_in_checkpoint
 from tests.checkpoints.drawn import drawn
 from tests.checkpoints.hand import contents
@@ -41,19 +44,36 @@ def run(*words: Any) -> int:
     return cli.main(list(map(str, words)))
 
 
-def test_the_choice_is_that_of_the_loaded_model(tmp_path: Path, ids: Path) -> None:
-    """Greedily, measured anew after each removal, and a run is made longer where that costs little more."""
-    source = small.make(tmp_path / "small", removed=(), layers=4).folder
-    found = fxfuse.choose_attention(source, data(ids), number=2)
-    expected = fxfuse.choose_attention(fxfuse.load_pretrained(source), data(ids), number=2)
-    assert found.names == expected.names
-    assert (found.layers, found.stopped) == (expected.layers, expected.stopped)
-    assert found.held_out_kl == pytest.approx(expected.held_out_kl, rel=1e-3)
-    for one, other in zip(found.steps, expected.steps, strict=True):
-        assert one.extends == other.extends
-        assert [each.name for each in one.tried] == [each.name for each in other.tried]
-        kls = ([each.kl for each in step.tried] for step in (one, other))
-        torch.testing.assert_close(*(torch.tensor(each) for each in kls), rtol=1e-3, atol=1e-7)
+def kl_without(stock: small.Small, batches: Sequence[Batch], gone: Collection[int]) -> float:
+    """The mean KL of the logits with o_proj = 0 in some layers, by hand."""
+    less = copy.deepcopy(stock.whole)
+    for number in gone:
+        less.model.layers[number].self_attn.o_proj.weight.data.zero_()
+    found = []
+    for batch in batches:
+        whole, other = (
+            small.Small(stock.folder, model).logits(batch["input_ids"]).double().log_softmax(-1)
+            for model in (stock.whole, less)
+        )
+        found.append((whole.exp() * (whole - other)).sum(-1).flatten())
+    return float(torch.cat(found).mean())
+
+
+def test_every_figure_is_that_of_the_stock_model(tmp_path: Path, ids: Path) -> None:
+    """Each candidate's KL on top of what went before, and that of all of them on the data held out."""
+    stock = small.make(tmp_path / "small", removed=(), layers=5, attention_bias=False)
+    choice = fxfuse.choose_attention(stock.folder, data(ids), number=3)
+    gone: list[int] = []
+    for step in choice.steps:
+        numbers = [int(each.name.split(".")[2]) for each in step.tried]
+        assert numbers == [number for number in range(1, 5) if number not in gone]
+        for number, each in zip(numbers, step.tried, strict=True):
+            expected = kl_without(stock, data(ids).fit, [*gone, number])
+            assert each.kl == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        gone.append(int(step.name.split(".")[2]))
+    assert choice.layers == tuple(sorted(gone))
+    assert choice.held_out_kl == pytest.approx(kl_without(stock, data(ids).held_out, gone), rel=1e-3)
+    assert choice.stopped == "3 are gone, as many as were asked for"
 
 
 def test_a_round_reads_every_weight_once(source: Path, ids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
