@@ -23,6 +23,7 @@ from fxfuse.checkpoints.shards import Shard, cut
 from fxfuse.checkpoints.sidefiles import side_files
 from fxfuse.checkpoints.without import leave_out
 from fxfuse.checkpoints.writing import write
+from fxfuse.disks import check_space
 from fxfuse.errors import InputError
 from fxfuse.planning.files import AnyPlan, read_plan
 from fxfuse.progress import Progress, silent
@@ -73,7 +74,7 @@ def fuse_checkpoint(
             such as "5-10,12", a `Choice`, or the configuration of another tool.
         dialect: "nemotron-nas", "per_layer_config" or "anymodel"; the source's own by default.
         shard_size: Most bytes of tensors in a file that holds several.
-        dry_run: Write nothing; the report says what would be written.
+        dry_run: Write nothing; the report says what would be written. An `out` is checked as for writing.
         resume: Go on with what a killed run left; False throws it away.
         force: Replace `out` if it is not empty.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`,
@@ -106,7 +107,9 @@ def fuse_checkpoint(
     shards = cut(output_tensors(checkpoint, layout), shard_size)
     report = _report(checkpoint, layout, shards)
     report.recovery = None if kept is None else kept.figures
-    if not dry_run and out is not None:
+    if dry_run and out is not None:
+        _check_place(checkpoint, Path(out), sum(report.files.values()), force)
+    elif out is not None:
         content = content_of(checkpoint, layout, shards, shard_size, plan, report.recovery)
         with contextlib.nullcontext() if kept is None else kept:
             report.resumed = write(
@@ -115,6 +118,13 @@ def fuse_checkpoint(
         report.output = os.fspath(out)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _check_place(checkpoint: Checkpoint, out: Path, needed: int, force: bool) -> None:
+    """What writing would refuse at its start."""
+    place = Destination(out, checkpoint.folder, force=force)
+    place.check_free()
+    check_space(place.target.parent, needed)
 
 
 def _recovery(recover: Any, calibration: Any) -> Recovery | None:

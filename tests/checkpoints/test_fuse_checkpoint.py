@@ -122,6 +122,9 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
 
 def test_split_gives_files_of_the_same_names(tmp_path: Path) -> None:
     source = drawn(tmp_path / "in", same_gains=True)
+    index = source / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": dict(reversed(places.items()))}))  # in any order
     fxfuse.fuse_checkpoint(source, tmp_path / "out", auto=True)
     report = fxfuse.split_checkpoint(tmp_path / "out")
     assert report.output == str(tmp_path / "out-split")
@@ -140,6 +143,8 @@ def test_dry_run_tells_and_writes_nothing(tmp_path: Path) -> None:
     assert "weights: 1 file, " in text
     assert text.endswith("nothing was written")
     written = fxfuse.fuse_checkpoint(source, tmp_path / "out", auto=True)
+    with pytest.raises(InputError, match="is not empty"):
+        fxfuse.fuse_checkpoint(source, tmp_path / "out", auto=True, dry_run=True)
     assert written.files == report.files
     assert written.files == {"model.safetensors": (tmp_path / "out/model.safetensors").stat().st_size}
     assert json.loads(written.to_json())["groups"] == [[1, 2, 3, 4]]
