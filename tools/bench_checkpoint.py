@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; returns 1 where a bound is broken."""
     options = _parser().parse_args(arguments)
     found = {name: each for name, each in (QUICK if options.quick else FULL).items() if options.case in name}
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
     size = 50_000_000 if options.quick else 2_000_000_000
     results = []
     for name, stack in found.items():
