@@ -21,6 +21,7 @@ sys.path[0] = str(ROOT)
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from fxfuse.versions import versions  # noqa: E402
 from tools.benchmark.checkpoint import CheckpointResult, measure_checkpoint  # noqa: E402
 from tools.benchmark.machine import Machine, slug  # noqa: E402
 from tools.benchmark.random_checkpoint import Stack  # noqa: E402
@@ -56,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = ROOT / ("out/benchmarks" if options.quick or options.case else "benchmarks")
     path = (options.output or default) / f"checkpoint-{slug(machine.device_name)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine.to_dict(), "results": [each.to_dict() for each in results]}
+    facts = {
+        "kind": "checkpoint", "machine": machine.to_dict(), "versions": versions(),
+        "results": [each.to_dict() for each in results],
+    }  # fmt: skip
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     console.print(f"\nWritten to {path}", highlight=False, soft_wrap=True)
     return 0 if all(each.holds and (options.quick or each.ratio <= 2) for each in results) else 1

@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md that other scripts measure: corners, backend, tools, ranks."""
+"""Parts of docs/performance.md that other scripts measure: corners, backend, tools, checkpoints, ranks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tools.benchmark.checkpoint_page import CHECKPOINT, checkpoint_page
 from tools.benchmark.parallel_page import PARALLEL, parallel_page
 from tools.benchmark.tables import table
 
@@ -41,6 +42,7 @@ def side_pages(found: Sequence[Record]) -> list[str]:
         ("corners", _CORNERS, _corners),
         ("backend", _BACKEND, _backend),
         ("tools", _TOOLS, _tools),
+        ("checkpoint", CHECKPOINT, checkpoint_page),
         ("parallel", PARALLEL, parallel_page),
     ):
         same = [each for each in found if _kind(each) == wanted]
@@ -54,7 +56,7 @@ def _kind(found: Record) -> str | None:
     if {"compile", "call", "memory"} <= found.keys():
         return "backend"
     kind = found.get("kind")
-    return kind if kind in ("corners", "tools", "parallel") else None
+    return kind if kind in ("corners", "tools", "checkpoint", "parallel") else None
 
 
 def _machine(found: Record) -> str:
