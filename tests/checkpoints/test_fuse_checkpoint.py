@@ -224,6 +224,13 @@ def test_record_that_is_not_json(tmp_path: Path) -> None:
         fxfuse.split_checkpoint(source, tmp_path / "out")
 
 
+def test_record_that_cannot_be_read(tmp_path: Path) -> None:
+    source = drawn(tmp_path / "in")
+    (source / "fxfuse.json").mkdir()
+    with pytest.raises(InputError, match="fxfuse.json cannot be read: Is a directory"):
+        fxfuse.split_checkpoint(source, tmp_path / "out")
+
+
 def test_attention_that_the_config_leaves_out_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
