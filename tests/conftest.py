@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="run every cell of docs/coverage.md (minutes)")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest tests first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def piped_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text into a pipe is as wide as without a terminal: xdist's workers are told of one."""

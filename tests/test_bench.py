@@ -302,7 +302,7 @@ def test_what_cannot_be_run_is_told_at_once(
 @pytest.mark.slow
 def test_a_short_run_measures_checks_and_writes(tmp_path: Path):
     done = run_bench(
-        "--quick", "--cases", "chain-256x2/1$", "--contestants", "^(onnx|onnx-fused|onnx-fused-int4|fxfuse)$",
+        "--quick", "--cases", "chain-256x2/1$", "--contestants", "^(onnx|onnx-fused|onnx-fused-int4)$",
         "--threads", "1", "--output", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -313,10 +313,10 @@ def test_a_short_run_measures_checks_and_writes(tmp_path: Path):
     assert content["ceilings"]["bandwidth"] > 0
     assert {"torch", "onnxruntime", "fxfuse"} <= {name.removesuffix("-gpu") for name in content["versions"]}
     (case,) = content["cases"]
-    names = {"onnx", "onnx-fused", "onnx-fused-int4", "fxfuse"}
+    names = {"onnx", "onnx-fused", "onnx-fused-int4"}
     assert (case["name"], case["failures"]) == ("chain-256x2/1", {})
     assert set(content["contestants"]) == set(case["timings"]) == set(case["relative_errors"]) == names
-    assert case["fused_groups"] == {"fxfuse": [2], "onnx-fused": [2]}
+    assert case["fused_groups"] == {"onnx-fused": [2]}
     assert set(case["ratios"]) == {"ONNX Runtime", "fp32 unfused / int4 fused"}
     for timing in case["timings"].values():
         assert 0 < timing["p10_us"] <= timing["p50_us"] <= timing["p90_us"]
