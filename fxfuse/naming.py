@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fxfuse.passes.naming import numbered, span
 
-__all__ = ["printable", "ranges", "span", "spans"]
+__all__ = ["layer_words", "printable", "ranges", "span", "spans"]
 
 _SHOWN = 4
 
@@ -35,6 +35,11 @@ def spans(names: Sequence[str]) -> str:
 def ranges(numbers: Sequence[int]) -> str:
     """Layers as a user writes them: "5-10,12"."""
     return ",".join(_ranges(sorted(numbers)))
+
+
+def layer_words(numbers: Sequence[int]) -> str:
+    """Layers in a sentence: "layer 3", "layers 5-10,12"."""
+    return f"layer{'s' * (len(numbers) != 1)} {ranges(numbers)}"
 
 
 def printable(text: str) -> str:

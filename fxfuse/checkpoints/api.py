@@ -76,7 +76,7 @@ def fuse_checkpoint(
         shard_size: Most bytes of tensors in a file that holds several.
         dry_run: Write nothing; the report says what would be written. An `out` is checked as for writing.
         resume: Go on with what a killed run left; False throws it away.
-        force: Replace `out` if it is not empty.
+        force: Replace a checkpoint that `out` holds; anything else that lies there is never replaced.
         recover: "fit", "distill" or `RecoveryOptions`: correct the weights of the groups on `calibration`,
             block by block from disk. A dry run does not: shapes stay as they are.
         calibration: Token ids to recover on, as `fxfuse.Calibration.of` takes them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxfuse.checkpoints.records import Checkpoint
-from fxfuse.naming import ranges
+from fxfuse.naming import layer_words
 
 if TYPE_CHECKING:
     from fxfuse.removal.records import Choice
@@ -25,7 +25,7 @@ def removal_lines(checkpoint: Checkpoint, *, fused: bool = False) -> list[str]:
         return []
     left = sum(layer.attention for layer in checkpoint.layers)
     lines = [
-        f"The attention of layers {ranges(removed.layers)}, by their old numbers, was removed, and the norms "
+        f"The attention of {layer_words(removed.layers)}, by their old numbers, was removed, and the norms "
         f"before it: {left} of {left + len(removed.layers)} attentions are left.",
         _NOT_MEASURED if removed.choice is None else _measured(removed.choice),
         *(["Figures of fusing are against the model without it."] if fused else []),

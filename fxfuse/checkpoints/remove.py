@@ -72,7 +72,7 @@ def remove_attention_checkpoint(
         dialect: "nemotron-nas", "per_layer_config" or "anymodel"; the source's own by default.
         shard_size: Most bytes of tensors in a file that holds several.
         resume: Go on with what a killed run left; False throws it away.
-        force: Replace `out` if it is not empty.
+        force: Replace a checkpoint that `out` holds; anything else that lies there is never replaced.
         progress: Called with a short text at every step.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from fxfuse.checkpoints.records import Group, Layout
 from fxfuse.checkpoints.shards import Shard
 from fxfuse.disks import size_words
-from fxfuse.naming import printable, ranges, span
+from fxfuse.naming import layer_words, printable, span
 
 __all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "recovery_lines", "sizes"]
 
@@ -107,7 +107,7 @@ class SplitCheckpoint:
         ]
         if self.removed:
             lines.append(
-                f"note: the attention of layers {ranges(self.removed)} was left out before fusing, and is "
+                f"note: the attention of {layer_words(self.removed)} was left out before fusing, and is "
                 "not given back"
             )
         elif self.dropped:
@@ -117,7 +117,7 @@ class SplitCheckpoint:
 
 def _removed(layers: Sequence[int]) -> list[str]:
     """Whose attention is left out."""
-    return [f"  attention left out of layers {ranges(layers)}"] if layers else []
+    return [f"  attention left out of {layer_words(layers)}"] if layers else []
 
 
 def recovery_lines(recovery: Mapping[str, Any] | None) -> list[str]:

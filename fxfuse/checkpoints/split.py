@@ -22,7 +22,7 @@ from fxfuse.checkpoints.tensors import Tensors, file_within
 from fxfuse.checkpoints.undoing import read_undo
 from fxfuse.checkpoints.writing import Content, write
 from fxfuse.errors import FxfuseError, InputError
-from fxfuse.naming import ranges
+from fxfuse.naming import layer_words
 from fxfuse.progress import Progress, silent
 
 __all__ = ["split_checkpoint"]
@@ -44,7 +44,7 @@ def split_checkpoint(
         folder: What `fuse_checkpoint` wrote.
         out: The folder to make; FOLDER-split beside it by default.
         resume: Go on with what a killed run left; False throws it away.
-        force: Replace `out` if it is not empty.
+        force: Replace a checkpoint that `out` holds; anything else that lies there is never replaced.
         progress: Called with a short text at every step.
 
     Raises:
@@ -77,7 +77,7 @@ def _read(
         removed = [int(each) for each in record.get("removed", {"layers": []})["layers"]]
         if record["undo"] is None:
             raise InputError(
-                f"{place.parent} is not fused: the attention of layers {ranges(removed)} was removed, and "
+                f"{place.parent} is not fused: the attention of {layer_words(removed)} was removed, and "
                 "its weights are not kept, so take the checkpoint that it was made of."
             )
         source = record["source"]

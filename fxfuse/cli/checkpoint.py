@@ -9,6 +9,7 @@ from typing import Any
 
 from fxfuse.cli import data
 from fxfuse.cli.codes import DONE
+from fxfuse.cli.paths import named_path
 from fxfuse.errors import InputError
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
@@ -21,18 +22,18 @@ DESCRIPTION = (
     "where it was."
 )
 EPILOG = (
-    "exit codes: 0 done; 1 failed, and nothing is left; 2 bad arguments or input; 130 and 143 interrupted, "
-    "to be gone on with by the same command"
+    "exit codes: 0 done; 1 failed, and nothing is left; 2 bad arguments or input; 3 nothing to fuse; 130 and "
+    "143 interrupted, to be gone on with by the same command"
 )
 
 
 def add_arguments(found: argparse.ArgumentParser) -> None:
     """Both folders, the groups, and how the result is written."""
     found.add_argument(
-        "folder", type=Path, metavar="IN", help="folder with config.json and safetensors files"
+        "folder", type=named_path, metavar="IN", help="folder with config.json and safetensors files"
     )
     found.add_argument(
-        "output", type=Path, nargs="?", metavar="OUT", help="folder to make; not needed with --dry-run"
+        "output", type=named_path, nargs="?", metavar="OUT", help="folder to make; not needed with --dry-run"
     )
     groups = found.add_argument_group("which FFNs become one").add_mutually_exclusive_group(required=True)
     groups.add_argument("--plan", type=Path, metavar="FILE", help="a plan of fxfuse plan")
@@ -70,7 +71,7 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     written.add_argument(
         "--restart", action="store_true", help="begin anew instead of going on with what a killed run left"
     )
-    written.add_argument("--force", action="store_true", help="replace OUT if it is not empty")
+    written.add_argument("--force", action="store_true", help="replace a checkpoint that OUT holds")
 
 
 def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fxfuse.cli.codes import DONE
+from fxfuse.cli.paths import named_path
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
 
@@ -23,11 +24,13 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     """The checkpoint, where it goes and what it is for."""
     found.add_argument(
         "checkpoint",
-        type=Path,
+        type=named_path,
         metavar="FOLDER",
         help="a Hugging Face checkpoint, as fxfuse checkpoint writes",
     )
-    found.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder to write")
+    found.add_argument(
+        "-o", "--output", type=named_path, required=True, metavar="OUT", help="the folder to write"
+    )
     found.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8", "int4"),

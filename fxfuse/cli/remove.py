@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxfuse.cli import data
 from fxfuse.cli.codes import DONE, NOTHING
+from fxfuse.cli.paths import named_path
 from fxfuse.errors import InputError
 from fxfuse.report_file import check_report_place, write_text
 
@@ -33,7 +34,7 @@ def add_arguments(found: argparse.ArgumentParser) -> None:
     """The model, which attentions go, the data to choose on, and where it goes."""
     found.add_argument("model", metavar="MODEL", help="the model, in one of the forms above")
     found.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="default: MODEL.less.onnx, or FOLDER-less"
+        "-o", "--output", type=named_path, metavar="OUT", help="default: MODEL.less.onnx, or FOLDER-less"
     )
     which = found.add_argument_group("which attentions go").add_mutually_exclusive_group(required=True)
     which.add_argument("--layers", metavar="LIST", help="those of these layers, such as 5-10,12")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from fxfuse.cli.codes import DONE, NOTHING
+from fxfuse.cli.paths import named_path
 from fxfuse.errors import InputError
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
@@ -22,9 +22,11 @@ EPILOG = "exit codes: 0 written; 1 verification failed; 2 bad arguments or input
 
 def add_arguments(found: argparse.ArgumentParser) -> None:
     """The model and where it goes."""
-    found.add_argument("model", type=Path, metavar="MODEL", help="a model.onnx or a folder that fxfuse fused")
     found.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="default: MODEL.split.onnx, or FOLDER-split"
+        "model", type=named_path, metavar="MODEL", help="a model.onnx or a folder that fxfuse fused"
+    )
+    found.add_argument(
+        "-o", "--output", type=named_path, metavar="OUT", help="default: MODEL.split.onnx, or FOLDER-split"
     )
     found.add_argument(
         "--parallel",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fxfuse.checkpoints.reader_names import READERS
 from fxfuse.cli.codes import DONE, FAILED
+from fxfuse.cli.paths import named_path
 from fxfuse.report_file import check_report_place, write_text
 
 __all__ = ["DESCRIPTION", "EPILOG", "HELP", "add_arguments", "run"]
@@ -26,7 +27,9 @@ EPILOG = (
 
 def add_arguments(found: argparse.ArgumentParser) -> None:
     """The folder, the readers that matter, and where the JSON goes."""
-    found.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint: config.json and safetensors")
+    found.add_argument(
+        "folder", type=named_path, metavar="DIR", help="a checkpoint: config.json and safetensors"
+    )
     found.add_argument(
         "--reader",
         action="append",
