@@ -9,12 +9,25 @@ from pathlib import Path
 
 from .errors import FxfuseError, InputError
 
-__all__ = ["check_space", "explain_write", "size_words", "sync"]
+__all__ = ["check_folder", "check_space", "explain_write", "size_words", "sync"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Not every writer passes the errno on: numpy's tofile and the ones written in Rust or C++ put it in words.
 _FULL_WORDS = ("No space left on device", "requested and", "Disk quota exceeded")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write in what is no folder.
+
+    Raises:
+        InputError: It is not there, or is something else.
+    """
+    if folder.is_dir():
+        return
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} is no folder: choose another output.")
+    raise InputError(f"The folder {folder} does not exist: create it or choose another output.")
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -77,9 +90,9 @@ def _full_disk(folder: Path, needed: int | None) -> FxfuseError:
         disk = disk.parent
     size = f"about {size_words(needed)} needed, " if needed is not None else ""
     room = f"{size}{size_words(shutil.disk_usage(folder).free)} free"
+    where = "the disk mounted there" if disk == folder else f"the disk mounted at {disk}"
     return FxfuseError(
-        f"No space left for {folder} on the disk mounted at {disk} ({room}): "
-        "free some or choose an output on another disk."
+        f"No space left for {folder} on {where} ({room}): free some or choose an output on another disk."
     )
 
 

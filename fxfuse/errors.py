@@ -1,6 +1,6 @@
 """What a user is told when something cannot go on: one sentence that says what to do, and no traceback."""
 
-__all__ = ["FxfuseError", "InputError", "VerificationError"]
+__all__ = ["FxfuseError", "InputError", "NothingToDo", "VerificationError"]
 
 
 class FxfuseError(Exception):
@@ -13,6 +13,12 @@ class InputError(FxfuseError, ValueError):
     """What the user gave cannot be used: a file, a name, a shape, a provider that is not there."""
 
     exit_code = 2
+
+
+class NothingToDo(InputError):
+    """What the user gave can be used, and there is nothing in it to be done."""
+
+    exit_code = 3
 
 
 class VerificationError(FxfuseError):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from .disks import check_space, explain_write, sync
+from .disks import check_folder, check_space, explain_write, sync
 from .errors import FxfuseError, InputError
 
 __all__ = ["Staging", "default_output", "stage"]
@@ -135,8 +135,7 @@ class Staging:
 
 
 def _check_place(target: Path, needed: int | None) -> None:
-    if not target.parent.is_dir():
-        raise InputError(f"The folder {target.parent} does not exist: create it or choose another output.")
+    check_folder(target.parent)
     if target.is_dir():
         raise InputError(f"{target} is a folder: give the name of a file in it.")
     if target.exists() and not target.is_file():  # a device, which a rename would replace for everybody

@@ -14,7 +14,8 @@ import os
 import shutil
 from pathlib import Path
 
-from fxfuse.disks import sync
+from fxfuse.checkpoints.sidefiles import CONFIG
+from fxfuse.disks import check_folder, sync
 from fxfuse.errors import InputError
 
 __all__ = ["Destination"]
@@ -45,10 +46,16 @@ class Destination:
         """Refuse to write over something that the user did not give up.
 
         Raises:
-            InputError: The folder holds something.
+            InputError: The folder holds something, and with force something that is no checkpoint.
         """
-        if not self._force and self._holds_something():
+        if not self._holds_something():
+            return
+        if not self._force:
             raise InputError(f"{self.target} is not empty: choose another folder or force it.")
+        if not (self.target / CONFIG).is_file():
+            raise InputError(
+                f"{self.target} holds no {CONFIG}, so it is not replaced: choose another folder."
+            )
 
     def clear(self) -> None:
         """Throw away what another run wrote or had still to remove; the folder that was there is put back."""
@@ -91,8 +98,7 @@ class Destination:
 def _check_place(target: Path, source: Path) -> None:
     if target == source or source.is_relative_to(target) or target.is_relative_to(source):
         raise InputError(f"{target} is the source {source}, holds it or lies in it: choose another folder.")
-    if not target.parent.is_dir():
-        raise InputError(f"The folder {target.parent} does not exist: create it or choose another output.")
+    check_folder(target.parent)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is no folder: choose another output.")
     if target.is_mount():

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fxfuse.checkpoints.records import Checkpoint, Group, Layer
-from fxfuse.errors import InputError
+from fxfuse.errors import InputError, NothingToDo
 from fxfuse.planning.files import AnyPlan
 
 __all__ = ["check_groups", "choose_groups", "runs"]
@@ -41,6 +41,7 @@ def choose_groups(
 
     Raises:
         InputError: None or several ways are given, or what is asked for is not to be had.
+        NothingToDo: There is no run, or the plan has no groups.
     """
     if sum((groups is not None, plan is not None, auto)) != 1:
         raise InputError("Give one of groups, plan and auto: they say which FFNs become one.")
@@ -141,7 +142,7 @@ def _automatic(checkpoint: Checkpoint, max_group: int | None) -> list[Group]:
         raise InputError(f"max_group is {max_group}: give 2 or more.")
     found = [part for run in runs(checkpoint) for part in _parts(run, max_group or len(run))]
     if not found:
-        raise InputError(
+        raise NothingToDo(
             f"No two FFNs of {checkpoint.folder} stand one behind the other with no attention between: "
             "remove attention first, with fxfuse remove, or at once with --remove."
         )

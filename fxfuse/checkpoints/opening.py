@@ -1,12 +1,14 @@
 """Open a checkpoint: its config.json in whichever dialect, held against its tensors.
 
 Nothing but config.json and the headers of the files is read, whatever the size, so that everything which can
-be known to be wrong is told before any long work.
+be known to be wrong is told before any long work. Only an output that is stored though it is said to be tied
+is held against the embeddings, see `fxfuse.checkpoints.tying`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from fxfuse.checkpoints.dialects import read_layers
 from fxfuse.checkpoints.expected import problems
 from fxfuse.checkpoints.families import family_of
 from fxfuse.checkpoints.records import Checkpoint
-from fxfuse.checkpoints.settings import count_of, setting
+from fxfuse.checkpoints.settings import ACTIVATIONS, count_of, setting
 from fxfuse.checkpoints.tensors import Tensors
+from fxfuse.checkpoints.tying import as_stored
 from fxfuse.errors import InputError
 
 __all__ = ["open_checkpoint", "read_config"]
@@ -47,7 +50,9 @@ def read_config(folder: Path) -> Checkpoint:
     hidden = count_of(config, "hidden_size", str(place))
     _check_heads(config, str(place))
     dialect, layers = read_layers(config, str(place))
-    return Checkpoint(folder, config, family, dialect, hidden, layers, tensors)
+    for own in (config, *({**config, **layer.own} for layer in layers if layer.own)):
+        _check_arithmetic(own, str(place))
+    return Checkpoint(folder, as_stored(config, tensors), family, dialect, hidden, layers, tensors)
 
 
 def _read(place: Path) -> Mapping[str, Any]:
@@ -72,4 +77,19 @@ def _check_heads(config: Mapping[str, Any], place: str) -> None:
     if heads % kv:
         raise InputError(
             f"{place} has {heads} heads, which its {kv} key-value heads do not divide: correct it."
+        )
+
+
+def _check_arithmetic(config: Mapping[str, Any], place: str) -> None:
+    """Whether the activation and what is added under the norm's root can be."""
+    act, eps = setting(config, "hidden_act"), setting(config, "rms_norm_eps")
+    if act not in ACTIVATIONS:
+        raise InputError(
+            f"{place} gives hidden_act as {act!r}, which transformers does not know: correct it, to silu or "
+            "what the model was trained with."
+        )
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < math.inf:
+        raise InputError(
+            f"{place} gives rms_norm_eps as {eps!r}, which must be a number above 0: correct it, to 1e-6 or "
+            "what the model was trained with."
         )

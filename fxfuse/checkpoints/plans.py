@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fxfuse.checkpoints.records import Checkpoint, Group, Layer
-from fxfuse.errors import InputError
+from fxfuse.errors import InputError, NothingToDo
 from fxfuse.planning.files import AnyPlan, read_plan
 from fxfuse.planning.matching import check_plan
 from fxfuse.planning.names import pair_names
@@ -24,12 +24,13 @@ def planned_groups(checkpoint: Checkpoint, source: AnyPlan) -> list[Group]:
     """The groups of a plan that was made on this model, in any form of it.
 
     Raises:
-        InputError: It is no plan, has no groups, or is for another model.
+        InputError: It is no plan, or is for another model.
+        NothingToDo: It has no groups.
     """
     plan = read_plan(source)
     check_plan(plan)
     if not plan.groups:
-        raise InputError("The plan has no groups, so there is nothing to fuse: plan with a larger budget.")
+        raise NothingToDo("The plan has no groups, so there is nothing to fuse: plan with a larger budget.")
     layers = block_names(checkpoint)
     pairs = pair_names([name for name, _ in plan.id.blocks], list(layers), ordered=True)
     _check_model(plan, checkpoint, layers, pairs)

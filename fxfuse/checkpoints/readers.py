@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxfuse.checkpoints.dialects.anymodel import DESCRIBED
+from fxfuse.checkpoints.families import Family
 from fxfuse.checkpoints.file_rules import leftovers
 from fxfuse.checkpoints.reader_names import FXFUSE, LLAMA_CPP, OPTIMIZER, READERS, TRANSFORMERS, TRT, VLLM
 from fxfuse.checkpoints.reader_rules import RULES
@@ -76,9 +77,15 @@ def _problems(seen: Seen, reader: str) -> Iterator[str]:
     elif reader == TRANSFORMERS:
         yield "its model code builds all layers alike: load it with fxfuse.load_pretrained"
     else:
-        family = seen.checkpoint.family
-        way = "write it as nemotron-nas" if family.llama is None else "nemotron-nas has no place for it"
-        yield f"it builds all layers of {family.model_type} alike: {way}"
+        yield _alike(seen.checkpoint.family)
+
+
+def _alike(family: Family) -> str:
+    """What is said of a reader whose layers differ in nemotron-nas alone."""
+    told = f"it builds all layers of {family.model_type} alike"
+    if family.llama is None:
+        return f"{told}: write it as nemotron-nas"
+    return f"{told}, and nemotron-nas, the form that it reads, holds no {family.model_type}: {family.llama}"
 
 
 def _optimizer(seen: Seen) -> Iterator[str]:

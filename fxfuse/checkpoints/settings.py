@@ -12,7 +12,14 @@ from typing import Any
 from fxfuse.checkpoints.records import Checkpoint, Layer
 from fxfuse.errors import InputError
 
-__all__ = ["count_of", "kv_heads", "multiplier", "rope_of", "setting", "sliding_window"]
+__all__ = ["ACTIVATIONS", "count_of", "kv_heads", "multiplier", "rope_of", "setting", "sliding_window"]
+
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu",
+    "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+)  # fmt: skip
+"""The names of transformers' ACT2FN (5.23), which takes seconds to import."""
 
 _COMMON: Mapping[str, Any] = {
     "attention_bias": False, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "hidden_act": "silu",

@@ -166,7 +166,8 @@ def _fill(buffer: memoryview, file: FileIO, position: int, name: str) -> None:
 def _weight_map(folder: Path) -> dict[str, str]:
     """Which file holds which tensor, by the index; {} where there is one file and no index."""
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}: give the folder of a Hugging Face checkpoint.")
+        told = f"{folder} is no folder" if folder.exists() else f"There is no folder {folder}"
+        raise InputError(f"{told}: give the folder of a Hugging Face checkpoint.")
     path = folder / INDEX
     if not path.exists():
         if (folder / SINGLE).exists():
@@ -174,7 +175,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise InputError(_nothing(folder))
     try:
         found = json.loads(path.read_bytes())["weight_map"]
-        pairs = {str(name): file_within(str(file), path) for name, file in found.items()}
+        pairs = {name: file_within(file, path) for name, file in found.items()}
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -223,6 +224,8 @@ def _read_header(path: Path, folder: Path) -> dict[str, Stored]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path.relative_to(folder)} is missing in {folder}: copy it there.") from None
     except OSError as error:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxfuse.disks import check_space, explain_write, sync
+from fxfuse.disks import check_folder, check_space, explain_write, sync
 from fxfuse.errors import FxfuseError, InputError
 
 __all__ = ["check_place", "new_folder"]
@@ -65,8 +65,7 @@ def check_place(target: Path, *, mark: str, force: bool) -> None:
     Raises:
         InputError: The target is taken, or in no folder.
     """
-    if not target.parent.is_dir():
-        raise InputError(f"The folder {target.parent} does not exist: create it or choose another output.")
+    check_folder(target.parent)
     if not os.path.lexists(target):
         return
     if not target.is_dir() or target.is_symlink():
