@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 tools/tensor_parallel.py DIR --prompt "Once upon a time"
 
-nccl where there are GPUs, else gloo. Only rank 0 prints.
+nccl where there are GPUs, else gloo. Only rank 0 prints. What cannot be done is told by the first rank that
+finds it; torchrun adds its own table of the ranks that ended.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import torch.distributed as dist  # noqa: E402
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 
 import fxfuse  # noqa: E402
+from fxfuse.checkpoints.opening import open_checkpoint  # noqa: E402
+from fxfuse.checkpoints.settings import setting  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load, share out, generate; returns 0, or 2 where it cannot be done."""
+    """Load, share out, generate; returns 0, or 1 or 2 where it cannot be done."""
     options = parser().parse_args(arguments)
     if "RANK" not in os.environ:
         print("Start it as: torchrun --nproc-per-node 2 tools/tensor_parallel.py DIR", file=sys.stderr)
@@ -39,18 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in run(options, device):
             if dist.get_rank() == 0:
                 print(line)
-    except fxfuse.InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except fxfuse.FxfuseError as error:
+        tell(error, dist.group.WORLD.get_group_store())
+        return error.exit_code
     finally:
         dist.destroy_process_group()
     return 0
 
 
+def tell(error: Exception, store: dist.Store) -> None:
+    """Print a sentence once, however many ranks that share `store` come upon it."""
+    if store.add("told", 1) == 1:
+        print(str(error).replace("pass pad=True", "give --pad"), file=sys.stderr)
+
+
 def run(options: argparse.Namespace, device: str) -> list[str]:
-    """The new tokens, their rate, and the collectives of one step."""
-    model = fxfuse.load_parallel(options.folder, pad=options.pad)
+    """The new tokens, their rate, and the collectives of one step.
+
+    Raises:
+        InputError: There is no tokenizer, the prompt is empty or outside the vocabulary, or what
+            `load_parallel` tells of.
+    """
     ids = _prompt(options).to(device)
+    model = fxfuse.load_parallel(options.folder, pad=options.pad)
     with warnings.catch_warnings(), torch.no_grad(), CommDebugMode() as counted:
         warnings.filterwarnings("ignore", "For backward hooks")  # of the counting, of which no backward comes
         model(ids[:, -1:])
@@ -68,9 +82,17 @@ def run(options: argparse.Namespace, device: str) -> list[str]:
 
 
 def _prompt(options: argparse.Namespace) -> torch.Tensor:
-    if options.ids:
-        return torch.tensor([options.ids])
-    return torch.tensor([_tokenizer(options)(options.prompt)["input_ids"]])
+    """Token ids [1, S], held against the vocabulary before weights are read."""
+    words = int(setting(open_checkpoint(options.folder).config, "vocab_size"))
+    ids = options.ids or list(_tokenizer(options)(options.prompt)["input_ids"])
+    if not ids:
+        raise fxfuse.InputError("The prompt has no tokens: give a longer one with --prompt.")
+    if not 0 <= min(ids) <= max(ids) < words:
+        wrong = next(each for each in ids if not 0 <= each < words)
+        raise fxfuse.InputError(
+            f"There is no token {wrong} in a vocabulary of {words}: give --ids between 0 and {words - 1}."
+        )
+    return torch.tensor([ids])
 
 
 def _text(options: argparse.Namespace, ids: torch.Tensor) -> str:
@@ -80,7 +102,12 @@ def _text(options: argparse.Namespace, ids: torch.Tensor) -> str:
 def _tokenizer(options: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(options.folder)
+    try:
+        return AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
+    except Exception as error:  # a tokenizer may need any package
+        raise fxfuse.InputError(
+            f"No tokenizer can be loaded from {options.folder}: give token ids with --ids."
+        ) from error
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,16 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 import fxfuse
 from models.decoder import Decoder
-from tests.checkpoints.drawn import LAYERS, OWN, REMOVED
+from tests.checkpoints.drawn import LAYERS, OWN, REMOVED, drawn
 from tests.tensor_parallel.worker import FAMILIES, GROUPS, SMALL
 from tools import tensor_parallel
 
@@ -144,6 +146,55 @@ def test_the_example_has_to_be_started_by_torchrun(
     monkeypatch.delenv("RANK", raising=False)
     assert tensor_parallel.main(["."]) == 2
     assert "Start it as: torchrun --nproc-per-node 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--prompt", "The"], "No tokenizer can be loaded from FOLDER: give token ids with --ids.\n"),
+        (["--ids", "1", "40"], "There is no token 40 in a vocabulary of 40: give --ids between 0 and 39.\n"),
+        (["--ids", "-1"], "There is no token -1 in a vocabulary of 40: give --ids between 0 and 39.\n"),
+    ],
+)
+def test_what_the_example_cannot_generate_from(
+    tmp_path: Path,
+    words: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = drawn(tmp_path / "in")
+    (folder / "tokenizer.json").unlink()
+    assert _alone([str(folder), *words], monkeypatch) == 2
+    assert capsys.readouterr().err.endswith(sentence.replace("FOLDER", str(folder)))
+
+
+def test_the_example_needs_a_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = drawn(tmp_path / "in")
+    monkeypatch.setattr(tensor_parallel, "_tokenizer", lambda _: lambda _: {"input_ids": []})
+    assert _alone([str(folder), "--prompt", ""], monkeypatch) == 2
+    assert capsys.readouterr().err == "The prompt has no tokens: give a longer one with --prompt.\n"
+
+
+def test_the_example_tells_once_and_by_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    store = dist.HashStore()
+    for _ in range(2):
+        tensor_parallel.tell(fxfuse.InputError("It is 41 wide: pass pad=True."), store)
+    assert capsys.readouterr().err == "It is 41 wide: give --pad.\n"
+
+
+def _alone(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The example as the only rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return tensor_parallel.main(words)
 
 
 def test_gradients_are_those_of_one_process(found: Found) -> None:
