@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fxfuse.disks import size_words
 from fxfuse.naming import spans
-from fxfuse.removal.records import Choice, Removal
+from fxfuse.removal.records import Choice, Removal, Step
 from fxfuse.table import columns, text
 
 __all__ = ["draw"]
 
-_ROUNDS = 6
+_WHAT, _ROUND, _GAP = len("cannot go"), len("KL, round 10"), 2
+"""Columns of text that the table's columns take, and what is left free between them."""
+
+Round: TypeAlias = tuple[int, Step]
 
 
 def draw(removal: Removal) -> RenderableType:
     """The table as something rich can print."""
     parts: list[RenderableType] = [text(f"{removal.model}: {removal.summary()}", "bold"), Text()]
-    parts += [_attentions(removal), *(text(line) for line in _reasons(removal))]
-    if removal.choice is not None:
+    if names := _names(removal):
+        parts += [_Attentions(removal, names), *(text(line) for line in _reasons(removal))]
+    if removal.choice is not None and removal.choice.steps:
         parts += [text(line) for line in _costs(removal.choice)]
     if removal.removed:
         parts += [Text(), _sizes(removal)]
@@ -29,15 +36,31 @@ def draw(removal: Removal) -> RenderableType:
     return Group(*parts, Text(), *notes, text(ending))
 
 
-def _attentions(removal: Removal) -> Table:
-    """A row for every attention; a column for each of the last rounds, in which what went is marked."""
-    steps = removal.choice.steps if removal.choice is not None else ()
-    shown = [(number, step) for number, step in enumerate(steps, 1)][-_ROUNDS:]
-    if len(steps) > _ROUNDS:
-        shown = [(1, steps[0]), *shown[1:]]
+class _Attentions:
+    """A row for every attention, and columns of as many rounds as the terminal has room for."""
+
+    def __init__(self, removal: Removal, names: Sequence[str]) -> None:
+        self._removal, self._names = removal, names
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table, and which rounds it leaves out."""
+        choice = self._removal.choice
+        rounds = list(enumerate(choice.steps if choice is not None else (), 1))
+        taken = max(map(len, self._names)) + _WHAT + 2 * _GAP
+        room = max(2, (options.max_width - taken) // (_ROUND + _GAP))
+        shown = rounds if len(rounds) <= room else [rounds[0], *rounds[1 - room :]]
+        yield _table(self._removal, self._names, shown)
+        if len(shown) < len(rounds):
+            last = shown[1][0] - 1
+            left = f"rounds 2 to {last} are" if last > 2 else "round 2 is"
+            yield text(f"{left} not shown: --report writes them all")
+
+
+def _table(removal: Removal, names: Sequence[str], shown: Sequence[Round]) -> Table:
+    """A row for every attention; a column for each round that is shown, in which what went is marked."""
     table = columns("attention", "", *(f"KL, round {number}" for number, _ in shown))
     misses = dict(removal.misses)
-    for name in _in_order([*removal.removed, *removal.kept, *misses]):
+    for name in names:
         what = "removed" if name in removal.removed else "cannot go" if name in misses else "kept"
         cells = []
         for _, step in shown:
@@ -67,8 +90,9 @@ def _sizes(removal: Removal) -> Table:
     return table
 
 
-def _in_order(names: list[str]) -> list[str]:
-    """Paths by the numbers in them."""
+def _names(removal: Removal) -> list[str]:
+    """The paths of all attentions, by the numbers in them."""
+    names = [*removal.removed, *removal.kept, *(name for name, _ in removal.misses)]
     return sorted(
         names, key=lambda name: [(int(p), "") if p.isdecimal() else (-1, p) for p in name.split(".")]
     )

@@ -13,7 +13,7 @@ import torch
 
 from fxfuse import cli
 from fxfuse.frontends.opening import load_torch
-from fxfuse.removal.records import Removal
+from fxfuse.removal.records import Candidate, Choice, Removal, Step
 from fxfuse.removal.table import draw
 from fxfuse.table import plain
 from tests import families
@@ -71,6 +71,8 @@ def test_by_a_budget(
     told = capsys.readouterr().out
     assert "no attention was removed" in told
     assert "none is within budget" in told
+    assert "went in that round" not in told
+    assert not [line for line in told.splitlines() if line.startswith("attention")]
     assert not (tmp_path / "none.onnx").exists()
 
 
@@ -143,3 +145,41 @@ def test_the_table_says_what_cannot_go() -> None:
     assert "1 inputs and 1 outputs fewer" in text
     assert "note: a note" in text
     assert "nothing was written" in text
+
+
+@pytest.mark.parametrize(
+    "width, shown, left", [(80, [1, 19, 20], "2 to 18"), (110, [1, 17, 18, 19, 20], "2 to 16")]
+)
+def test_the_table_of_many_rounds(width: int, shown: list[int], left: str) -> None:
+    """As many as there is room for beside names that stay whole, and a line for the others."""
+    text = plain(draw(_of_rounds(20)), width)
+    lines = text.splitlines()
+    assert all(len(line) <= width for line in lines)
+    rows = [line.split() for line in lines if line.startswith("model.layers.")]
+    assert [row[0] for row in rows] == [f"model.layers.{layer}.self_attn" for layer in range(24)]
+    assert rows[0][2:4] == ["1.23e-05", "*"]
+    (head,) = [line for line in lines if line.startswith("attention")]
+    assert [int(word) for word in head.split() if word.isdecimal()] == shown
+    assert f"rounds {left} are not shown: --report writes them all" in text
+
+
+def test_the_table_of_as_many_rounds_as_there_is_room_for() -> None:
+    assert "shown" not in plain(draw(_of_rounds(5)), 110)
+    assert "round 2 is not shown: --report writes them all" in plain(draw(_of_rounds(6)), 110)
+
+
+def _of_rounds(count: int) -> Removal:
+    """A removal of the first `count` of 24 attentions, in that order."""
+    names = [f"model.layers.{layer}.self_attn" for layer in range(24)]
+    steps = [
+        Step(
+            names[first],
+            1.234e-5,
+            0.0,
+            False,
+            tuple(Candidate(each, 1.234e-5, 0.0) for each in names[first:]),
+        )
+        for first in range(count)
+    ]
+    choice = Choice(tuple(steps), tuple(range(count)), 1000, 100, stopped="enough went")
+    return Removal("m", None, tuple(names[:count]), tuple(names[count:]), choice=choice)
