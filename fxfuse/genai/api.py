@@ -145,7 +145,7 @@ def _write(model: Any, folder: Path, form: Form, tokenizer: Any, progress: Progr
     return GenaiReport("", form.precision, form.provider, layers, caches, widths, files, notes=notes)
 
 
-_NO_TOKENIZER = "no tokenizer was found, so the folder generates from token ids alone: give tokenizer="
+_NO_TOKENIZER = "no tokenizer was found, so the folder generates from token ids alone: give the folder of one"
 
 
 def _write_config(writer: Any, config: Any, folder: Path) -> None:
@@ -155,8 +155,8 @@ def _write_config(writer: Any, config: Any, folder: Path) -> None:
         if "eos_token_id" not in str(error):
             raise
         raise InputError(
-            "Neither the model nor a tokenizer says which token ends a text: set "
-            "model.generation_config.eos_token_id."
+            "Neither the model nor a tokenizer says which token ends a text: set eos_token_id "
+            "in its generation config."
         ) from error
 
 

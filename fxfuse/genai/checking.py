@@ -71,15 +71,32 @@ def check(found: torch.Tensor, expected: torch.Tensor, *precisions: str) -> floa
     """The relative error of all logits; `precisions` are those of the file and of the torch model.
 
     Raises:
-        VerificationError: It is more than rounding in this precision.
+        VerificationError: It is more than rounding in this precision, or logits are no numbers.
     """
+    if (what := _no_number(expected)) is not None:
+        raise VerificationError(
+            f"The torch model's own logits hold {what}, so that nothing was put in place: look for a weight "
+            "that is no number or too large, and copy or make the checkpoint anew."
+        )
+    if (what := _no_number(found)) is not None:
+        raise VerificationError(
+            f"The logits of the written model hold {what} where the torch model's are numbers, so that "
+            "nothing was put in place: try another precision."
+        )
     error, bound = relative_error(found, expected), max(PRECISIONS[each] for each in precisions)
-    if not (torch.isfinite(found).all() and error <= bound):
+    if not error <= bound:
         raise VerificationError(
             f"The logits of the written model differ from the torch model's by {error:.2g} of their norm, "
             f"which is more than {precisions[0]} explains, so that nothing was put in place: try fp32."
         )
     return error
+
+
+def _no_number(logits: torch.Tensor) -> str | None:
+    """What there is in logits that is no number."""
+    if torch.isnan(logits).any():
+        return "NaN"
+    return None if torch.isfinite(logits).all() else "infinity"
 
 
 def _prompt(ids: torch.Tensor) -> int:

@@ -53,7 +53,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Saving" not in written + told
     assert generated(out, PROMPT, 20) == greedy(given.whole, PROMPT, 20)
     assert main(arguments) == 2
-    assert "is not empty: choose another output or force it" in capsys.readouterr().err
+    assert "is not empty: choose another output or give --force" in capsys.readouterr().err
     assert main([*arguments, "--force", "--precision", "int8"]) == 0
     assert "int8 for cpu" in capsys.readouterr().out
 

@@ -101,6 +101,20 @@ def test_what_does_not_compute_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     refused(decoder(), tmp_path / "out", "No space left", FxfuseError)
 
 
+def test_what_is_no_number(tmp_path: Path) -> None:
+    damaged = decoder()
+    damaged.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    own = r"The torch model's own logits hold NaN, .* copy or make the checkpoint anew\.$"
+    refused(damaged, tmp_path / "out", own, VerificationError)
+    fine, wrong = torch.ones(2, 3), torch.ones(2, 3)
+    for value, name in ((torch.nan, "NaN"), (torch.inf, "infinity")):
+        wrong[0, 0] = value
+        with pytest.raises(
+            VerificationError, match=f"written model hold {name} where .*: try another precision"
+        ):
+            checking.check(wrong, fine, "fp32")
+
+
 def test_without_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_NEEDED", ("make_cache_names", "of_next_year"))
     refused(decoder(), tmp_path / "out", "is too old for this: install 0.18 or newer", FxfuseError)

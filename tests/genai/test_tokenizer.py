@@ -48,7 +48,9 @@ def test_a_tokenizer(given: str, tmp_path: Path) -> None:
 
 def test_none(tmp_path: Path) -> None:
     (note,) = export_genai(decoder(), tmp_path / "out", provider="cpu").notes
-    assert note == "no tokenizer was found, so the folder generates from token ids alone: give tokenizer="
+    assert (
+        note == "no tokenizer was found, so the folder generates from token ids alone: give the folder of one"
+    )
 
 
 def test_one_that_transformers_cannot_load(tmp_path: Path) -> None:
