@@ -97,7 +97,9 @@ def _times(
 ) -> dict[str, float]:
     segments = [(chain, *places) for chain in chains for places in _segments(len(chain.names), max_group)]
     timings: dict[tuple[Shape, tuple[Form, ...]], GroupTiming] = {}
-    wholes = {chain.names: _whole(chain, timer, timings) for chain in chains}
+    wholes = {
+        chain.names: _whole(chain, timer, timings) for chain in track(chains, "timing whole chains", progress)
+    }
     times: dict[str, float] = {}
     for chain, first, last in track(segments, "timing groups", progress):
         name, shape = chain.part(first, last)

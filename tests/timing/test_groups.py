@@ -44,6 +44,13 @@ def test_every_group_and_every_block_has_its_time():
     assert [len(group.blocks) for group in plan.groups] == [3]
 
 
+def test_progress_is_told_from_the_first_chain_on():
+    told: list[str] = []
+    fxfuse.time_groups(analysis(2), 1, timer=made(), progress=told.append)
+    assert told[0] == "timing whole chains: 0 of 1"
+    assert "timing groups: 0 of 3" in told
+
+
 def test_token_counts_weigh_the_same():
     times = fxfuse.time_groups(analysis(2), (1, 32), timer=made((1, 32)))
     assert times["model.layers.0.mlp"] == pytest.approx(1.0)
