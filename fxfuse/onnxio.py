@@ -42,6 +42,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path]:
         InputError: There is no such file, it is not an ONNX model or cut short, or its data cannot be used.
     """
     path = Path(path)
+    if (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is the folder of a checkpoint, which this does not read: fuse it with fxfuse "
+            "checkpoint, or measure it with fxfuse analyze."
+        )
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the model file in it.")
     if not path.is_file():

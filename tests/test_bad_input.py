@@ -98,6 +98,11 @@ def test_a_folder_and_nothing(refuses, tmp_path):
     (tmp_path / "folder").mkdir()
     assert "is a folder: give the model file in it" in refuses(model="folder")
     assert "There is no model file" in refuses(model="gone.onnx")
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    assert (
+        "is the folder of a checkpoint, which this does not read: fuse it with fxfuse checkpoint"
+        in refuses(model="folder")
+    )
 
 
 def test_external_data_missing_short_and_outside(refuses, tmp_path):
