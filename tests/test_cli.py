@@ -242,6 +242,13 @@ def test_a_rewritten_model_that_does_not_load_is_not_written(tmp_path, model, mo
         ("Nothing fits: lower min_sqnr.", "Nothing fits: lower --min-sqnr."),
         ("max_group_bytes must be at least 1 or None.", "--max-group-memory must be at least 1."),
         ("There is no file a/max_kl.json to include.", "There is no file a/max_kl.json to include."),
+        (
+            "It exists: choose another output or force it.",
+            "It exists: choose another output or give --force.",
+        ),
+        ("Finish it, or give resume=False to go on.", "Finish it, or give --restart to go on."),
+        ("Give out, or dry_run=True.", "Give out, or --dry-run."),
+        ("There is no input a/dry_run=True.", "There is no input a/dry_run=True."),
         ("The model has no input 'max_kl'.", "The model has no input 'max_kl'."),
     ],
 )

@@ -8,27 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxfuse.checkpoints.contents import content_of, judge
+from fxfuse.checkpoints.corrections import corrected_layers
 from fxfuse.checkpoints.destination import Destination
 from fxfuse.checkpoints.grouping import choose_groups
 from fxfuse.checkpoints.layout import lay_out
 from fxfuse.checkpoints.opening import open_checkpoint
+from fxfuse.checkpoints.plans import plan_notes
 from fxfuse.checkpoints.recipes import output_tensors
 from fxfuse.checkpoints.records import Checkpoint, Group, Layout
-from fxfuse.checkpoints.report import CheckpointReport, padding, sizes
+from fxfuse.checkpoints.report import CheckpointReport, loss_words, padding, sizes
 from fxfuse.checkpoints.shards import Shard, cut
 from fxfuse.checkpoints.sidefiles import side_files
 from fxfuse.checkpoints.without import leave_out
-from fxfuse.checkpoints.writing import write
+from fxfuse.checkpoints.writing import bytes_below, write
 from fxfuse.disks import check_space
 from fxfuse.errors import InputError
 from fxfuse.planning.files import AnyPlan, read_plan
 from fxfuse.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from fxfuse.planning.records import Plan
     from fxfuse.recovery.using import Recovery
     from fxfuse.removal.which import Which
     from fxfuse.sessions import Provider
@@ -91,7 +95,7 @@ def fuse_checkpoint(
     if shard_size < 1:
         raise InputError(f"shard_size is {shard_size}: give a number of bytes, such as 5 GB.")
     if out is None and not dry_run:
-        raise InputError("Nothing says where to write: give out, or dry_run=True (--dry-run).")
+        raise InputError("Nothing says where to write: give out, or dry_run=True.")
     progress("reading headers")
     checkpoint = open_checkpoint(Path(folder))
     checkpoint = checkpoint if remove is None else leave_out(checkpoint, remove)
@@ -99,23 +103,24 @@ def fuse_checkpoint(
     recovery = _recovery(recover, calibration)
     found = choose_groups(checkpoint, groups, plan, auto=auto, max_group=max_group)
     layout = lay_out(checkpoint, found, dialect)
+    shards = cut(output_tensors(checkpoint, layout), shard_size)
     kept = None
     if recovery is not None and out is not None and not dry_run:
-        place = Destination(Path(out), checkpoint.folder, force=force)
-        kept = _recovered(checkpoint, found, recovery, place, resume, provider, progress)
-        checkpoint, layout = kept.checkpoint, lay_out(kept.checkpoint, found, dialect)
-    shards = cut(output_tensors(checkpoint, layout), shard_size)
-    report = _report(checkpoint, layout, shards)
-    report.recovery = None if kept is None else kept.figures
-    if dry_run and out is not None:
-        _check_place(checkpoint, Path(out), sum(report.files.values()), force)
-    elif out is not None:
-        content = content_of(checkpoint, layout, shards, shard_size, plan, report.recovery)
-        with contextlib.nullcontext() if kept is None else kept:
+        place, needed = Destination(Path(out), checkpoint.folder, force=force), sum(sizes(shards).values())
+        kept = _recovered(checkpoint, found, recovery, place, needed, resume, provider, progress)
+    with contextlib.nullcontext() if kept is None else kept:
+        if kept is not None:
+            checkpoint, layout = kept.checkpoint, lay_out(kept.checkpoint, found, dialect)
+            shards = cut(output_tensors(checkpoint, layout), shard_size)
+        report = _report(checkpoint, layout, shards, plan, None if kept is None else kept.figures)
+        if dry_run and out is not None:
+            _check_place(checkpoint, Path(out), sum(report.files.values()), force)
+        elif out is not None:
+            content = content_of(checkpoint, layout, shards, shard_size, plan, report.recovery)
             report.resumed = write(
                 content, Path(out), resume=resume, force=force, judge=judge, progress=progress
             )
-        report.output = os.fspath(out)
+            report.output = os.fspath(out)
     report.seconds = time.monotonic() - started
     return report
 
@@ -141,22 +146,33 @@ def _recovered(
     groups: list[Group],
     recovery: Recovery,
     place: Destination,
+    needed: int,
     resume: bool,
     provider: Provider,
     progress: Progress,
 ) -> KeptRecovery:
-    """The checkpoint with corrected weights, once it is known that it can be written."""
+    """The checkpoint with corrected weights, once it is known that it can be written.
+
+    needed: bytes that the output takes, beside which the corrected weights have to find room.
+    """
     from fxfuse.streaming.kept import kept_recovery
 
     if not (resume and place.renamed):
         place.check_free()
     return kept_recovery(
-        checkpoint, groups, recovery.calibration, place.target, recovery.options, resume=resume,
-        provider=provider, progress=progress,
+        checkpoint, groups, recovery.calibration, place.target, recovery.options,
+        beside=needed - bytes_below(place.content), resume=resume, provider=provider, progress=progress,
     )  # fmt: skip
 
 
-def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> CheckpointReport:
+def _report(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    shards: list[Shard],
+    plan: Plan | None,
+    recovery: Mapping[str, Any] | None,
+) -> CheckpointReport:
+    corrected = corrected_layers(recovery, checkpoint.family)
     return CheckpointReport(
         source=os.fspath(checkpoint.folder),
         dialect=layout.dialect,
@@ -168,4 +184,8 @@ def _report(checkpoint: Checkpoint, layout: Layout, shards: list[Shard]) -> Chec
         weights=(checkpoint.tensors.nbytes, sum(each.weights for each in shards)),
         files=sizes(shards),
         left_behind=side_files(checkpoint.folder, checkpoint.tensors.files)[1],
+        corrected=[group for group in layout.groups if group[0] in corrected],
+        loss=loss_words(plan) if recovery is None else "",
+        notes=[] if plan is None else plan_notes(plan, checkpoint.folder),
+        recovery=recovery,
     )

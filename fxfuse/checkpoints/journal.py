@@ -98,7 +98,7 @@ def _foreign(path: Path, held: Mapping[str, Any], key: Mapping[str, Any]) -> str
     differing = [words for name, words in _WORDS.items() if held.get(name) != key.get(name)]
     return (
         f"{path} is what another run left, and {' and '.join(differing) or 'what it writes'} differ: "
-        "finish that one, or give resume=False (--restart) to throw it away."
+        "finish that one, or give resume=False to throw it away."
     )
 
 

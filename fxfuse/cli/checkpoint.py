@@ -78,6 +78,8 @@ def run(options: argparse.Namespace, _told: Callable[[BaseException], str]) -> i
     """Fuse and show. Returns the exit code."""
     from fxfuse.screen import show_steps, write_out
 
+    if options.output is None and not options.dry_run:
+        raise InputError("Nothing says where to write: give OUT, the folder to make, or --dry-run.")
     if (options.recover is None) != (options.data is None):
         given, missing = ("--data", "--recover") if options.recover is None else ("--recover", "--data")
         raise InputError(f"{given} needs {missing} beside it: recovery corrects weights on data.")

@@ -66,6 +66,13 @@ _FLAGS = {
 }
 """Options whose names are no words, as they are called on the command line."""
 
+_PHRASES = {
+    "dry_run=True": "--dry-run",
+    "resume=False": "--restart",
+    "force it": "give --force",
+}
+"""Other advice to those who program, and the same to those who type."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
@@ -167,4 +174,6 @@ def _in_flags(text: str) -> str:
     anywhere = "|".join(_FLAGS)
     pattern = rf"^(?:{first})\b|(?<![\w./'\"-])(?:{anywhere})(?![\w/'\"-]|\.\w)"
     found = re.sub(pattern, lambda match: _FLAGS.get(match[0], f"--{match[0]}"), text)
+    for words, typed in _PHRASES.items():
+        found = re.sub(rf"(?<![\w./-]){words}(?!\w)", typed, found)
     return found if found == text else found.replace(" or None", "")

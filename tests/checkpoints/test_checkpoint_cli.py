@@ -46,7 +46,7 @@ def test_dry_run(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["--auto"], "Nothing says where to write: give out, or dry_run=True (--dry-run)."),
+        (["--auto"], "Nothing says where to write: give OUT, the folder to make, or --dry-run."),
         (["OUT"], "one of the arguments --plan --groups --auto is required"),
         (["OUT", "--auto", "--groups", "1-2"], "not allowed with argument"),
         (["OUT", "--auto", "--shard-size", "big"], "'big' is no size: write one such as 500MB"),
@@ -67,7 +67,7 @@ def test_output_that_is_not_empty(tmp_path: Path, source: Path, capsys: pytest.C
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     assert run("checkpoint", source, tmp_path / "out", "--auto") == 2
-    assert "is not empty: choose another folder or force it." in capsys.readouterr().err
+    assert "is not empty: choose another folder or give --force." in capsys.readouterr().err
     assert run("checkpoint", source, tmp_path / "out", "--auto", "--force") == 0
     assert not (tmp_path / "out" / "old").exists()
 

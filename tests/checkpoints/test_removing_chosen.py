@@ -162,7 +162,7 @@ def test_fused_at_once(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["FOLDER", "--number", "2"], "are measured: give calibration data with --data."),
         (["FOLDER", "--layers", "2", "--renumber"], "--renumber is for the cache of ONNX files: others have"),
-        (["FOLDER", "--layers", "2", "-o", "TAKEN"], "is not empty: choose another folder or force it."),
+        (["FOLDER", "--layers", "2", "-o", "TAKEN"], "is not empty: choose another folder or give --force."),
         (["FOLDER", "--layers", "2", "--shard-size", "0"], "--shard-size is 0: give a number of bytes"),
         (["m.onnx", "--layers", "2", "--dialect", "anymodel"], "are for the folders of checkpoints: leave"),
         (["m.onnx", "--layers", "2", "--shard-size", "1GB"], "are for the folders of checkpoints: leave"),
