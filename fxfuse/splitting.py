@@ -58,6 +58,7 @@ class SplitReport:
         if not self.groups:
             return "no wide FFN to split"
         wide = f"{len(self.groups)} wide FFN{'s' * (len(self.groups) > 1)}"
+        wide += ", not all of them," if self.misses else ""
         blocks = f"{sum(map(len, self.groups))} blocks {'in parallel' if self.parallel else 'in sequence'}"
         return f"split {wide} into {blocks}; their sum differs by {self.error:.2g}"
 

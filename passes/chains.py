@@ -218,7 +218,7 @@ def _made_earlier(blocks: Sequence[str]) -> str:
     names = span(blocks) or "blocks that are not named any more"
     return (
         f"it is a wide FFN that fxfuse made of {names}: fuse the original model, or run fxfuse split first "
-        "(ONNX files whose weights were not corrected)"
+        "(ONNX files whose weights are float and were not corrected)"
     )
 
 

@@ -27,7 +27,7 @@ from tests.passes.onnx_graphs import Graph, example, run, view_of
 File = Callable[..., Path]
 MADE = (
     "it is a wide FFN that fxfuse made of {}: fuse the original model, or run fxfuse split first "
-    "(ONNX files whose weights were not corrected)"
+    "(ONNX files whose weights are float and were not corrected)"
 )
 LOST = MADE.format("blocks that are not named any more")
 AFTER = "before it stands {}, a wide FFN that fxfuse made"

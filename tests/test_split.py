@@ -228,6 +228,22 @@ def test_quantised_wide_weights_are_left(tmp_path: Path) -> None:
     assert "its weights are quantised: fuse the original model instead" in [m.reason for m in report.misses]
 
 
+def test_of_a_quantised_file_what_stayed_float_is_split(tmp_path: Path) -> None:
+    """The other groups stay as they are, and the report says so."""
+    fuse(
+        save(tmp_path / "m.onnx", layers=4),
+        tmp_path / "q.onnx",
+        max_group=2,
+        quantize="int4",
+        quantize_exclude=r"layers\.0",
+    )
+    report = split_onnx(tmp_path / "q.onnx", tmp_path / "s.onnx")
+    assert report.groups == [("model.layers.0.mlp", "model.layers.1.mlp")]
+    assert report.summary().startswith("split 1 wide FFN, not all of them, into 2 blocks in sequence; ")
+    assert {miss.where for miss in report.misses} == {"model.layers.2-3.mlp"}
+    assert "model.layers.2-3.mlp: " in str(report)
+
+
 def test_a_wrong_row_is_found_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
