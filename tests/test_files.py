@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,6 +195,12 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, code, call):
     assert contents(tmp_path) == {}
 
 
+def test_a_disk_that_is_mounted_where_it_is_written(monkeypatch):
+    monkeypatch.setattr(disks.shutil, "disk_usage", lambda _: SimpleNamespace(total=10, free=3))
+    with pytest.raises(FxfuseError, match=r"No space left for / on the disk mounted there \(about 7 bytes"):
+        disks.check_space(Path("/"), 7)
+
+
 def test_what_cannot_fit_is_not_begun(tmp_path):
     with pytest.raises(FxfuseError, match=r"about 1000000000\.0 GB needed"):
         write(tmp_path / "m.onnx", needed=10**18)
@@ -238,6 +245,9 @@ def test_a_write_cut_short_by_the_system(tmp_path, writer):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist: create it"):
         write(tmp_path / "nowhere" / "m.onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is no folder: choose another output"):
+        write(tmp_path / "file" / "m.onnx")
 
 
 def test_a_folder_as_target_is_named(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fxfuse.naming import printable, span, spans
+from fxfuse.naming import layer_words, printable, span, spans
 
 
 def layers(*numbers: int, suffix: str = ".mlp") -> list[str]:
@@ -47,6 +47,14 @@ def test_span(names, expected):
 )
 def test_spans(names, expected):
     assert spans(names) == expected
+
+
+def test_layers_in_a_sentence():
+    assert [layer_words(each) for each in ((2,), (4, 3), (1, 2, 4))] == [
+        "layer 2",
+        "layers 3-4",
+        "layers 1-2,4",
+    ]
 
 
 def test_control_characters_never_reach_a_terminal():

@@ -39,6 +39,12 @@ def test_folder_above_must_be_there(tmp_path: Path, source: Path) -> None:
         Destination(tmp_path / "no" / "out", source)
 
 
+def test_what_it_lies_in_is_a_folder(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is no folder: choose another output"):
+        Destination(tmp_path / "file" / "out", source)
+
+
 def test_file_is_no_folder(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(InputError, match="is no folder: choose another output"):
@@ -57,6 +63,9 @@ def test_what_is_there_is_kept_unless_forced(tmp_path: Path, source: Path) -> No
     (out / "old").touch()
     with pytest.raises(InputError, match="is not empty: choose another folder or force it"):
         Destination(out, source).check_free()
+    with pytest.raises(InputError, match=r"out holds no config.json, so it is not replaced: choose another"):
+        Destination(out, source, force=True).check_free()
+    (out / "config.json").touch()
     Destination(out, source, force=True).check_free()
 
 

@@ -18,6 +18,7 @@ from fxfuse.checkpoints.grouping import choose_groups, runs
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.plans import block_names
 from fxfuse.checkpoints.records import Checkpoint, Layer
+from fxfuse.cli import main
 from fxfuse.errors import InputError
 from fxfuse.planning.records import Plan, PlannedGroup
 from tests.checkpoints import llama
@@ -151,6 +152,17 @@ def test_the_bound_is_for_auto(tmp_path: Path) -> None:
     found = checkpoint(tmp_path)
     refused(found, "max_group cuts the runs of auto", groups="1-2", max_group=2)
     refused(found, "max_group is 1: give 2 or more.", auto=True, max_group=1)
+
+
+def test_nothing_to_fuse_has_an_exit_code_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path, removed=())
+    assert main(["checkpoint", str(tmp_path), "--auto", "--dry-run"]) == 3
+    assert "stand one behind the other with no attention between: remove" in capsys.readouterr().err
+    (tmp_path / "plan.json").write_text(plan().to_json())
+    assert main(["checkpoint", str(tmp_path), "--plan", str(tmp_path / "plan.json"), "--dry-run"]) == 3
+    assert "The plan has no groups, so there is nothing to fuse" in capsys.readouterr().err
 
 
 # Plans

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fxfuse.checkpoints.opening import open_checkpoint
+from fxfuse.checkpoints.settings import ACTIVATIONS
 from fxfuse.errors import InputError
 from tests.checkpoints import llama
 from tests.checkpoints.hand import draw, folder_of
@@ -43,6 +44,7 @@ def test_tensors_of_a_half_that_is_skipped_may_lie_there(tmp_path: Path) -> None
 
 def test_stored_angles_and_a_tied_output_are_passed_over(tmp_path: Path) -> None:
     stored = llama.tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": draw(3)}
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
     llama.write(tmp_path, stored, tie_word_embeddings=True)
     assert len(open_checkpoint(tmp_path).layers) == llama.LAYERS
 
@@ -132,6 +134,13 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
         ({"head_dim": -1}, "gives head_dim as -1"),
         ({"vocab_size": 0}, "gives vocab_size as 0"),
         ({"num_key_value_heads": 3}, "has 4 heads, which its 3 key-value heads do not divide: correct it."),
+        ({"hidden_act": "nonsense"}, "gives hidden_act as 'nonsense', which transformers does not know: "),
+        ({"hidden_act": ["silu"]}, "gives hidden_act as ['silu'], which transformers does not know"),
+        ({"per_layer_config": llama.skips() | {"1": {"hidden_act": "none"}}}, "gives hidden_act as 'none', "),
+        ({"rms_norm_eps": -1}, "gives rms_norm_eps as -1, which must be a number above 0: correct it, to"),
+        ({"rms_norm_eps": 0.0}, "gives rms_norm_eps as 0.0, which must be a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "gives rms_norm_eps as nan, which must be a number above 0"),
+        ({"rms_norm_eps": "1e-5"}, "gives rms_norm_eps as '1e-5', which must be a number above 0"),
         ({"quantization_config": {"quant_method": "gptq"}}, "holds quantised weights: give the checkpoint"),
         ({"model_type": "mixtral"}, "A checkpoint of mixtral cannot be fused: its FFNs are experts"),
         ({"model_type": "mamba"}, "Checkpoints of mamba are not known"),
@@ -140,6 +149,12 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_config_that_cannot_be(tmp_path: Path, config: dict[str, Any], told: str) -> None:
     refused(llama.write(tmp_path, **config), told)
+
+
+def test_activations_are_those_of_transformers() -> None:
+    from transformers.activations import ACT2FN
+
+    assert set(ACT2FN) <= set(ACTIVATIONS)
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -210,11 +210,11 @@ for force in (False, True):
         out = work / "out"
         if force:
             out.mkdir()
-            (out / "old").touch()
+            (out / "config.json").touch()
         ended = child(source, out, force, kill_at)
         whole = out.exists() and files(out) == files(expected)
-        old = out.exists() and os.listdir(out) == ["old"]
-        aside = (work / ".out.fxfuse-replaced" / "old").exists()
+        old = out.exists() and os.listdir(out) == ["config.json"]
+        aside = (work / ".out.fxfuse-replaced" / "config.json").exists()
         assert whole or (old or aside if force else not out.exists()), (kill_at, os.listdir(work))
         if ended:
             assert ended == -signal.SIGKILL, ended
@@ -256,7 +256,7 @@ def state(request: pytest.FixtureRequest, tmp_path: Path, source: Path) -> Itera
     out = tmp_path / "out"
     if request.param == "old":
         out.mkdir()
-        (out / "old").touch()
+        (out / "config.json").touch()
     before = contents(tmp_path), sorted(os.listdir(tmp_path))
     yield out
     assert (contents(tmp_path), sorted(os.listdir(tmp_path))) == before
