@@ -68,6 +68,9 @@ def test_output_that_is_not_empty(tmp_path: Path, source: Path, capsys: pytest.C
     (tmp_path / "out" / "old").touch()
     assert run("checkpoint", source, tmp_path / "out", "--auto") == 2
     assert "is not empty: choose another folder or give --force." in capsys.readouterr().err
+    assert run("checkpoint", source, tmp_path / "out", "--auto", "--force") == 2
+    assert "out holds no config.json, so it is not replaced" in capsys.readouterr().err
+    (tmp_path / "out" / "config.json").touch()
     assert run("checkpoint", source, tmp_path / "out", "--auto", "--force") == 0
     assert not (tmp_path / "out" / "old").exists()
 
