@@ -6,11 +6,13 @@ Nothing in it depends on when or where it was written: a run that was killed end
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxfuse._version import __version__
 from fxfuse.checkpoints.card_removal import removal_lines
+from fxfuse.checkpoints.corrections import corrected_layers, told_corrected
+from fxfuse.checkpoints.plans import plan_notes
 from fxfuse.checkpoints.records import Checkpoint, Group, Layout, OutputLayer
 from fxfuse.planning.records import Plan, PlannedGroup
 
@@ -24,12 +26,6 @@ import fxfuse
 
 model = fxfuse.load_pretrained("DIR")
 ```
-"""
-
-_LOADING = f"""\
-{_PYTHON}
-`fxfuse verify DIR` tells which other programs load it, and `fxfuse split DIR -o OUT` gives the blocks back as
-they were: bit for bit where the gain was kept, to rounding where it went into the weights.
 """
 
 _METHOD = """\
@@ -57,21 +53,34 @@ def card_of(
     if not layout.groups:
         return _removed_card(checkpoint, layout)
     name = checkpoint.folder.resolve().name
+    corrected = corrected_layers(recovery, checkpoint.family)
     parts = [
         _head(checkpoint),
         f"# {name}, FFNs fused\n",
         _summary(checkpoint, layout, name),
         *removal_lines(checkpoint, fused=True),
         _METHOD,
-        _table(checkpoint, layout),
+        _table(checkpoint, layout, corrected),
         "## What it costs\n",
         _loss(plan) if recovery is None else _recovered(recovery),
-        *([_planned(plan)] if plan is not None and plan.groups else []),
+        *([_planned(plan, checkpoint)] if plan is not None and plan.groups else []),
         "## Loading and undoing\n",
-        _LOADING,
+        _loading(len(corrected)),
         f"Written by fxfuse {__version__}; `fxfuse.json` is its record.\n",
     ]
     return "\n".join(parts)
+
+
+def _loading(corrected: int) -> str:
+    """How it is loaded and split; corrected: how many blocks have other weights than they had."""
+    back = "as they were"
+    if corrected:
+        back = f"again: {told_corrected(corrected)}; all else comes back as it was"
+    return (
+        f"{_PYTHON}\n`fxfuse verify DIR` tells which other programs load it, and `fxfuse split DIR -o OUT` "
+        f"gives the blocks back {back}, bit for bit where the gain was kept, to rounding where it went into "
+        "the weights.\n"
+    )
 
 
 def _removed_card(checkpoint: Checkpoint, layout: Layout) -> str:
@@ -112,9 +121,11 @@ def _summary(checkpoint: Checkpoint, layout: Layout, name: str) -> str:
     )
 
 
-def _table(checkpoint: Checkpoint, layout: Layout) -> str:
+def _table(checkpoint: Checkpoint, layout: Layout, corrected: Sequence[int]) -> str:
     lines = ["| layers before | layer now | widths | norm |", "| --- | --- | --- | --- |"]
-    lines += [_row(checkpoint, layer) for layer in layout.layers if layer.fused]
+    lines += [
+        _row(checkpoint, layer, layer.sources[0] in corrected) for layer in layout.layers if layer.fused
+    ]
     padded = [layer for layer in layout.layers if layer.padding and not layer.fused]
     if padded:
         numbers = ", ".join(str(layer.number) for layer in padded)
@@ -122,11 +133,12 @@ def _table(checkpoint: Checkpoint, layout: Layout) -> str:
     return "\n".join([*lines, ""])
 
 
-def _row(checkpoint: Checkpoint, layer: OutputLayer) -> str:
+def _row(checkpoint: Checkpoint, layer: OutputLayer, corrected: bool) -> str:
     widths = [checkpoint.layers[number].intermediate_size for number in layer.sources]
     told = f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else " + ".join(map(str, widths))
     padding = f" + {layer.padding} of zeros" if layer.padding else ""
     norm = "as it was" if layer.keeps_gain else "gains folded into gate and up"
+    norm = "ones: the gains are in the corrected weights" if corrected else norm
     return (
         f"| {_span(layer.sources)} | {layer.number} | {told}{padding} = {layer.intermediate_size} | {norm} |"
     )
@@ -166,20 +178,20 @@ def _recovered(recovery: Mapping[str, Any]) -> str:
         f"KL divergence of the logits from the unfused model: {recovery['kl_after']:.3g} nats per token, "
         f"measured with all groups fused on {groups[0]['held_out_tokens']:,} tokens held out.",
         f"The weights of {won} of {len(groups)} groups were corrected on {groups[0]['tokens']:,} other "
-        f"tokens; without, it was {recovery['kl_before']:.3g}. Splitting gives corrected blocks back.",
+        f"tokens; without, it was {recovery['kl_before']:.3g}.",
         *notes,
         "",
     ]
     return "\n".join(lines)
 
 
-def _planned(plan: Plan) -> str:
+def _planned(plan: Plan, checkpoint: Checkpoint) -> str:
     lines = ["| plan's group | KL (nats per token) | SQNR (dB) |", "| --- | --- | --- |"]
     lines += [_figures(group) for group in plan.groups]
     budget = ", ".join(f"{name} {value}" for name, value in plan.budget.items() if value is not None)
     if budget:
         lines += ["", f"Chosen under: {budget}."]
-    lines += [f"\nNote: {note}" for note in plan.notes]
+    lines += [f"\nNote: {note}" for note in (*plan.notes, *plan_notes(plan, checkpoint.folder))]
     return "\n".join([*lines, ""])
 
 

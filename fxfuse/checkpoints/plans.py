@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from fxfuse.checkpoints.records import Checkpoint, Group, Layer
 from fxfuse.errors import InputError, NothingToDo
@@ -11,7 +12,7 @@ from fxfuse.planning.matching import check_plan
 from fxfuse.planning.names import pair_names
 from fxfuse.planning.records import Plan
 
-__all__ = ["block_names", "planned_groups"]
+__all__ = ["block_names", "plan_notes", "planned_groups"]
 
 
 def block_names(checkpoint: Checkpoint) -> dict[str, Layer]:
@@ -35,6 +36,20 @@ def planned_groups(checkpoint: Checkpoint, source: AnyPlan) -> list[Group]:
     pairs = pair_names([name for name, _ in plan.id.blocks], list(layers), ordered=True)
     _check_model(plan, checkpoint, layers, pairs)
     return [tuple(layers[pairs[name]].number for name in group.blocks) for group in plan.groups]
+
+
+def plan_notes(plan: Plan, folder: Path) -> list[str]:
+    """What to know of a plan that was made under another model's name than the folder's.
+
+    It may be the same model in another form, or after training: blocks are all that a plan knows it by.
+    """
+    there, here = Path(str(plan.model)).name, folder.resolve().name
+    if there in ("", here):
+        return []
+    return [
+        f"the plan was made on {there}: its blocks match those of {here} in name and width, and whether the "
+        "two are one model is not known"
+    ]
 
 
 def _check_model(

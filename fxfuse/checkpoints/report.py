@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxfuse.checkpoints.corrections import told_corrected
 from fxfuse.checkpoints.records import Group, Layout
 from fxfuse.checkpoints.shards import Shard
 from fxfuse.disks import size_words
 from fxfuse.naming import layer_words, printable, span
+from fxfuse.planning.records import Plan
 
-__all__ = ["CheckpointReport", "SplitCheckpoint", "padding", "recovery_lines", "sizes"]
+__all__ = ["CheckpointReport", "SplitCheckpoint", "loss_words", "padding", "recovery_lines", "sizes"]
 
 
 @dataclass
@@ -20,7 +22,8 @@ class CheckpointReport:
     """A checkpoint that was fused. output: its folder, None in a dry run.
 
     layers: how many there were and are. removed: those whose attention was left out before. folded: of
-    `groups`, those whose gains went into the weights.
+    `groups`, those whose gains went into the weights; corrected: those that recovery gave other weights.
+    loss: what is known of the loss of fusing, in words; "" where `recovery` has the figures.
     padded: channels of zeros by layer. files: bytes of each file of weights. left_behind: files of the source
     that did not go along. recovery: figures of corrected weights, see `fxfuse.streaming.kept`. resumed: a
     killed run's work was taken over.
@@ -36,6 +39,8 @@ class CheckpointReport:
     files: dict[str, int]
     left_behind: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
+    corrected: list[Group] = field(default_factory=list)
+    loss: str = ""
     notes: list[str] = field(default_factory=list)
     recovery: Mapping[str, Any] | None = None
     output: str | None = None
@@ -62,6 +67,7 @@ class CheckpointReport:
         lines = [f"{self.source}: {self.summary()}", *_removed(self.removed), *map(self._group, self.groups)]
         lines += [f"  layer {number}: {count} channels of zeros" for number, count in self.padded.items()]
         lines += recovery_lines(self.recovery)
+        lines += [f"fusion loss: {self.loss}"] if self.loss else []
         lines += _files(self.files)
         if self.left_behind:
             lines.append(f"left behind: {', '.join(self.left_behind)}")
@@ -70,6 +76,7 @@ class CheckpointReport:
 
     def _group(self, group: Group) -> str:
         gain = "gains folded into the weights" if group in self.folded else "gain kept as it was"
+        gain = "weights corrected, gains in them" if group in self.corrected else gain
         return f"  layers {group[0]} to {group[-1]}: {len(group)} FFNs, {gain}"
 
 
@@ -77,7 +84,9 @@ class CheckpointReport:
 class SplitCheckpoint:
     """A fused checkpoint that was split.
 
-    exact, rounded: tensors that are the source's bit for bit, and the others.
+    exact, rounded: tensors that were moved as they are, and those that a gain or a factor was taken out of,
+    which are the source's to rounding. corrected: layers whose FFNs recovery gave other weights for good, and
+    corrected_tensors how many tensors they have, which count for neither of these two.
     dropped: tensors of the source that its own config left out, and the fused checkpoint therefore has not.
     removed: layers whose attention was left out when it was fused.
     """
@@ -92,6 +101,8 @@ class SplitCheckpoint:
     output: str | None = None
     resumed: bool = False
     seconds: float = 0.0
+    corrected: list[int] = field(default_factory=list)
+    corrected_tensors: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
@@ -100,11 +111,18 @@ class SplitCheckpoint:
     def __str__(self) -> str:
         """How many tensors are as they were, and where they are."""
         before, after = self.layers
+        counts = f"{self.exact} tensors moved as they are, {self.rounded} back to rounding"
+        how = "" if self.corrected else " as before fusing"
+        if self.corrected:
+            counts += f", {self.corrected_tensors} corrected ones"
         lines = [
-            f"{self.source}: {before} layers became {after} as before fusing; {self.exact} tensors bit for "
-            f"bit, {self.rounded} to rounding",
+            f"{self.source}: {before} layers became {after}{how}; {counts}",
             *_files(self.files),
         ]
+        if self.corrected:
+            lines.append(
+                f"note: {told_corrected(len(self.corrected))}: those of {layer_words(self.corrected)}"
+            )
         if self.removed:
             lines.append(
                 f"note: the attention of {layer_words(self.removed)} was left out before fusing, and is "
@@ -131,6 +149,18 @@ def recovery_lines(recovery: Mapping[str, Any] | None) -> list[str]:
     before, after = recovery["kl_before"], recovery["kl_after"]
     notes = [f"note: {note}" for note in recovery["notes"]]
     return [*kept, f"KL with all groups: {before:.3g} nats before recovery, {after:.3g} after", *notes]
+
+
+def loss_words(plan: Plan | None) -> str:
+    """What is known of the loss of fusing: a plan's figures, or that it was not measured."""
+    if plan is None:
+        return "not measured (these groups come from no plan)"
+    if plan.kl is not None:
+        error = f" ± {plan.kl_error:.2g}" if plan.kl_error is not None else ""
+        return f"{plan.kl:.3g}{error} nats per token, measured by the plan"
+    if plan.predicted_kl is not None:
+        return f"{plan.predicted_kl:.3g} nats per token, predicted by the plan and not measured"
+    return "not measured (the plan brings no figures of it)"
 
 
 def sizes(shards: Sequence[Shard]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Give back the checkpoint that a fused one was made of: its layers, its tensors, its config, its files.
 
-Tensors whose gain was kept are the source's bit for bit; those a gain was folded into are divided by it, and
-equal the source's to rounding.
+Tensors whose gain was kept are moved as they are; those a gain was folded into are divided by it, and equal
+the source's to rounding. Blocks that recovery corrected come back corrected: nothing tells how they were.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fxfuse.checkpoints.corrections import corrected_layers, in_block
+from fxfuse.checkpoints.families import family_of
 from fxfuse.checkpoints.pieces import check
 from fxfuse.checkpoints.record import as_text, read_record
 from fxfuse.checkpoints.records import OutputTensor, Stacked
@@ -40,6 +42,8 @@ def split_checkpoint(
 ) -> SplitCheckpoint:
     """Write the checkpoint that `folder` was fused from, in files of the same names.
 
+    Where its weights were corrected, the blocks of those groups are the corrected ones.
+
     Args:
         folder: What `fuse_checkpoint` wrote.
         out: The folder to make; FOLDER-split beside it by default.
@@ -58,10 +62,11 @@ def split_checkpoint(
     tensors, record = Tensors(source), read_record(source)
     made, texts, layers, dropped, removed = _read(record or {}, tensors, source / RECORD)
     shards = cut(made, 1)
-    exact = sum(_is_exact(each, tensors) for each in made)
+    corrected, others = _corrected(record or {}, made, source / RECORD)
+    exact = sum(_is_exact(each, tensors) for each in others)
     report = SplitCheckpoint(
-        os.fspath(source), layers, exact, len(made) - exact, dropped, removed, sizes(shards),
-        os.fspath(target),
+        os.fspath(source), layers, exact, len(others) - exact, dropped, removed, sizes(shards),
+        os.fspath(target), corrected=corrected, corrected_tensors=len(made) - len(others),
     )  # fmt: skip
     content = Content(tensors, shards, texts, _side(source, tensors, RECORD in texts), {"split": True})
     report.resumed = write(content, target, resume=resume, force=force, progress=progress)
@@ -93,13 +98,27 @@ def _read(
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, FxfuseError):
-        raise InputError(
-            f"{place} is damaged or belongs to other tensors: copy the checkpoint anew."
-        ) from None
+        raise _damaged(place) from None
+
+
+def _corrected(
+    record: Mapping[str, Any], made: Sequence[OutputTensor], place: Path
+) -> tuple[list[int], list[OutputTensor]]:
+    """Layers whose blocks are corrected ones, and the tensors that are not theirs."""
+    try:
+        family = family_of(record["source"]["config"], str(place))
+        layers = corrected_layers(record.get("recovery"), family)
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(place) from None
+    return layers, [each for each in made if not in_block(each.name, layers, family)]
+
+
+def _damaged(place: Path) -> InputError:
+    return InputError(f"{place} is damaged or belongs to other tensors: copy the checkpoint anew.")
 
 
 def _is_exact(made: OutputTensor, tensors: Tensors) -> bool:
-    """Whether a tensor is given back bit for bit."""
+    """Whether a tensor is moved as it is."""
     if not isinstance(made.recipe, Stacked):
         return True
     parts = [part for run in made.recipe.runs for part in run]

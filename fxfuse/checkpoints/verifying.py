@@ -2,7 +2,7 @@
 
     headers, index -> config.json against tensors -> padding is zero -> the rules of every reader
 
-Only headers and the padding are read.
+Only headers and the padding are read: what weights hold, a NaN or a flipped bit, goes unnoticed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Verdict:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def __str__(self) -> str:
-        """One line on the checkpoint, then one for every reader."""
+        """One line on the checkpoint, one for every reader, and what was looked at."""
         counted = f"{self.layers} layers, {self.attentions} with attention"
         head = f"{self.folder}: {self.family} as {self.dialect}, {counted}"
         lines = [head, *(f"  broken: {each}" for each in self.problems)]
@@ -68,6 +68,7 @@ class Verdict:
             first, *others = _told(each, bool(self.problems))
             lines.append(f"  {each.reader:<{width}}  {first}")
             lines += [f"  {'':<{width}}      {other}" for other in others]
+        lines.append("  checked: headers, config and padding, not the values of weights")
         return "\n".join(map(printable, lines))
 
 

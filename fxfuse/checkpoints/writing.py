@@ -29,7 +29,7 @@ from fxfuse.disks import check_space, explain_write, sync
 from fxfuse.errors import FxfuseError
 from fxfuse.progress import Progress, silent
 
-__all__ = ["Content", "Judge", "write"]
+__all__ = ["Content", "Judge", "bytes_below", "write"]
 
 Judge: TypeAlias = Callable[[Path], None]
 
@@ -83,7 +83,7 @@ def write(
         check(each, content.tensors)
     if not (resume and place.renamed):
         place.check_free()
-        check_space(place.target.parent, content.nbytes - _size(place.content))
+        check_space(place.target.parent, content.nbytes - bytes_below(place.content))
     journal = _begin(place, key, content.nbytes, restart=not resume)
     try:
         return _finish(content, place, journal, key, judge, progress)
@@ -172,6 +172,6 @@ def _sources(tensors: Tensors) -> dict[str, list[Any]]:
     return found
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below."""
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files in a folder and below; 0 where there is no folder."""
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())

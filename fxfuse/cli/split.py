@@ -15,7 +15,7 @@ HELP = "undo a fusion: write the blocks of every wide FFN"
 DESCRIPTION = (
     "Write a model that fxfuse fused with the blocks that its wide FFNs were made of, in sequence as before "
     "or, with --parallel, side by side as they were fused. A folder that fxfuse checkpoint wrote becomes the "
-    "checkpoint that it was."
+    "checkpoint that it was, but for blocks that --recover corrected: these stay corrected."
 )
 EPILOG = "exit codes: 0 written; 1 verification failed; 2 bad arguments or input; 3 nothing to split"
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from fxfuse._version import __version__
 from fxfuse.calibration import Calibration
+from fxfuse.checkpoints.corrections import in_block
 from fxfuse.checkpoints.records import Checkpoint, Group
-from fxfuse.disks import sync
+from fxfuse.disks import check_space, explain_write, sync
 from fxfuse.progress import Progress, silent
 from fxfuse.recovery.records import Recovered, RecoveryOptions
 from fxfuse.sessions import Provider
-from fxfuse.streaming.recovering import recover_checkpoint
+from fxfuse.streaming.recovering import RecoveredCheckpoint, recover_checkpoint
 
 __all__ = ["KeptRecovery", "kept_recovery"]
 
@@ -64,54 +65,65 @@ def kept_recovery(
     out: Path,
     options: RecoveryOptions,
     *,
+    beside: int = 0,
     resume: bool = True,
     provider: Provider = "auto",
     progress: Progress = silent,
 ) -> KeptRecovery:
     """`recover_checkpoint` for what goes to the folder `out`; what a killed run left of the same is taken.
 
+    beside: Bytes that will be written to the same disk while the corrected weights are still there.
+
     Raises:
         InputError: As `recover_checkpoint`. What was written is removed then.
+        FxfuseError: The disk has no room for both, which is known before anything is computed, or is full.
     """
     target = Path(os.path.realpath(out))
     folder = target.with_name(f".{target.name}.fxfuse-recovered")
     key = _key(checkpoint, groups, calibration, options)
     found = _read(folder / _RECORD)
     if not (resume and found is not None and found.get("key") == key):
-        made = _fresh(checkpoint, groups, calibration, folder, options, provider, progress)
-        text = json.dumps({"key": key, **made})
-        (folder / _RECORD).write_text(text)
-        sync(folder / _RECORD)
-        sync(folder)
-        found = json.loads(text)
+        shutil.rmtree(folder, ignore_errors=True)
+        check_space(folder.parent, beside + _corrected_bytes(checkpoint, groups))
+        folder.mkdir()
+        try:
+            made = recover_checkpoint(
+                checkpoint, groups, calibration, folder, options, provider=provider, progress=progress
+            )
+            found = _recorded(folder, key, checkpoint, made)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     files = [folder / name for name in found["files"]]
     tensors = checkpoint.tensors.replaced(files) if files else checkpoint.tensors
     return KeptRecovery(replace(checkpoint, tensors=tensors), found["figures"], folder)
 
 
-def _fresh(
-    checkpoint: Checkpoint,
-    groups: Sequence[Group],
-    calibration: Calibration,
-    folder: Path,
-    options: RecoveryOptions,
-    provider: Provider,
-    progress: Progress,
-) -> dict[str, Any]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        made = recover_checkpoint(
-            checkpoint, groups, calibration, folder, options, provider=provider, progress=progress
-        )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    own = set(checkpoint.tensors.files)
+def _corrected_bytes(checkpoint: Checkpoint, groups: Sequence[Group]) -> int:
+    """At most what corrected weights take: all blocks of all groups."""
+    layers = {layer for group in groups for layer in group}
+    stored = checkpoint.tensors.values()
+    return sum(each.nbytes for each in stored if in_block(each.name, layers, checkpoint.family))
+
+
+def _recorded(folder: Path, key: str, before: Checkpoint, made: RecoveredCheckpoint) -> dict[str, Any]:
+    """Write the record once the corrected weights are on the disk; as JSON gives it back."""
+    own = set(before.tensors.files)
     files = [path for path in made.checkpoint.tensors.files if path not in own]
-    for path in files:
-        sync(path)
-    return {"files": [path.name for path in files], "figures": _figures(made.found)}
+    found = {"key": key, "files": [path.name for path in files], "figures": _figures(made.found)}
+    text = json.dumps(found)
+    try:
+        for path in files:
+            sync(path)
+        (folder / _RECORD).write_text(text)
+        sync(folder / _RECORD)
+        sync(folder)
+    except OSError as error:
+        told = explain_write(error, folder.parent, folder, None)
+        if told is None:
+            raise
+        raise told from error
+    return dict(json.loads(text))
 
 
 def _figures(found: Recovered) -> dict[str, Any]:

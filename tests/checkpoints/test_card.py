@@ -62,10 +62,39 @@ def test_the_plan_with_its_figures(tmp_path: Path) -> None:
     predicted = PlannedGroup(("a", "b", "c"), kl=0.5)
     plan = Plan(ID, (GROUP, predicted), budget={"max_kl": 0.1, "depth": None}, notes=("32 windows",))
     text = card(llama.write(tmp_path), plan)
+    assert "the plan was made on" not in text
     assert "| model.layers.1.mlp to model.layers.2.mlp | 0.0123 | 21.6 |" in text
     assert "| a to c | 0.5 (predicted) |  |" in text
     assert "Chosen under: max_kl 0.1." in text
     assert "Note: 32 windows" in text
+
+
+def test_a_plan_of_another_name_is_told(tmp_path: Path) -> None:
+    text = card(llama.write(tmp_path / "tiny"), Plan(ID, (GROUP,), model="models/small.onnx"))
+    assert "Note: the plan was made on small.onnx: its blocks match those of tiny in name and width" in text
+
+
+def test_corrected_blocks_are_told_in_one_way(tmp_path: Path) -> None:
+    """The row of the group and the way back both say that its weights are others."""
+    groups = [
+        {
+            "blocks": ["model.layers.1.mlp", "model.layers.2.mlp"],
+            "kept": kept,
+            "tokens": 9,
+            "held_out_tokens": 3,
+        }
+        for kept in ("h", "naive")
+    ]
+    found = open_checkpoint(llama.write(tmp_path))
+    layout = lay_out(found, choose_groups(found, "1-2"))
+    figures = {"kl_before": 0.2, "kl_after": 0.1, "notes": []}
+    text = card_of(found, layout, None, {**figures, "groups": groups[:1]})
+    assert "| 1 to 2 | 1 | 2 x 32 = 64 | ones: the gains are in the corrected weights |" in text
+    assert "blocks back again: 2 blocks come back corrected, not as they were; all else comes back as" in text
+    plain = card_of(found, layout, None, {**figures, "groups": groups[1:]})
+    assert "gains folded into gate and up |" in plain
+    assert "gives the blocks back as they were, bit for bit where the gain was kept" in plain
+    assert "come back corrected" not in plain
 
 
 def test_the_licence_is_the_sources(tmp_path: Path) -> None:

@@ -31,9 +31,13 @@ def test_fuses_and_splits(tmp_path: Path, source: Path, capsys: pytest.CaptureFi
     assert run("checkpoint", source, out, "--groups", "1-2,3-4", "--shard-size", "20kB") == 0
     told = capsys.readouterr().out
     assert "4 FFNs in 2 groups, 6 layers became 4, written as per_layer_config" in told
+    assert "fusion loss: not measured (these groups come from no plan)\n" in told
     assert told.endswith(f"written to {out}\n")
     assert run("split", out, "-o", tmp_path / "back") == 0
-    assert "4 layers became 6 as before fusing; " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "4 layers became 6 as before fusing; " in told
+    assert "tensors moved as they are, 0 back to rounding\n" in told
+    assert "bit for bit" not in told
     assert (tmp_path / "back" / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 

@@ -113,6 +113,15 @@ def test_the_tokenizer_of_llama_cpp(tmp_path: Path, model: dict[str, Any] | None
     assert fits or "a tokenizer of 40 tokens, and not 128256, must be of Llama 2's kind" in found.problems[0]
 
 
+def test_it_claims_no_more_than_it_read(tmp_path: Path) -> None:
+    """A NaN in a weight goes unnoticed, and the verdict says that weights were not looked at."""
+    stored = llama.tensors()
+    stored["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    verdict = verify_checkpoint(llama.write(tmp_path, stored))
+    assert verdict.loads
+    assert str(verdict).endswith("\n  checked: headers, config and padding, not the values of weights")
+
+
 # What no reader loads
 
 

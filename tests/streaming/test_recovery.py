@@ -1,8 +1,12 @@
 """Recovery of a checkpoint from disk: what is kept in the loaded model, written as tensors of the source."""
 
+import errno
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +17,15 @@ from fxfuse.checkpoints import writing
 from fxfuse.checkpoints.api import fuse_checkpoint
 from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.checkpoints.records import Checkpoint
+from fxfuse.checkpoints.tensors import Tensors
 from fxfuse.cli import main
 from fxfuse.divergence import DivergenceMeter
-from fxfuse.errors import InputError
+from fxfuse.errors import FxfuseError, InputError
 from fxfuse.frontends.torch_model import read_torch
 from fxfuse.loading.api import load_pretrained
 from fxfuse.passes.chains import find_chains
 from fxfuse.recovery import RecoveryOptions, recover
+from fxfuse.recovery.records import Recovered
 from fxfuse.streaming import kept
 from fxfuse.streaming.kept import kept_recovery
 from fxfuse.streaming.recovering import RecoveredCheckpoint, recover_checkpoint
@@ -196,7 +202,17 @@ def test_in_the_shell(tmp_path, capsys):
     np.save(tmp_path / "ids.npy", ids(120, 16).numpy())
     given = ["checkpoint", str(tmp_path / "source"), str(tmp_path / "out"), "--groups", "0-2"]
     assert main([*given, "--recover", "fit", "--data", str(tmp_path / "ids.npy"), "--batch-size", "16"]) == 0
-    assert "recovery of model.layers.0-2.mlp: g' + h (it wins on held-out tokens)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "recovery of model.layers.0-2.mlp: g' + h (it wins on held-out tokens)" in told
+    assert "layers 0 to 2: 3 FFNs, weights corrected, gains in them" in told
+    assert "fusion loss:" not in told  # the line above has it
+    assert main(["split", str(tmp_path / "out"), "-o", str(tmp_path / "back")]) == 0
+    told = capsys.readouterr().out
+    before, back = Tensors(tmp_path / "source"), Tensors(tmp_path / "back")
+    same = sum(torch.equal(before.read(name), back.read(name)) for name in before)
+    counts = f"{same} tensors moved as they are, 0 back to rounding, {len(before) - same} corrected ones"
+    assert f"4 layers became 6; {counts}\n" in told
+    assert "note: 3 blocks come back corrected, not as they were: those of layers 0-2\n" in told
     assert main([*given, "--force", "--recover", "fit"]) == 2
     assert "--recover needs --data beside it: recovery corrects weights on data." in capsys.readouterr().err
 
@@ -208,6 +224,51 @@ def test_a_folder_that_is_taken_is_told_before_anything_is_fitted(tmp_path, monk
     monkeypatch.setattr(kept, "recover_checkpoint", None)
     with pytest.raises(InputError, match="is not empty"):
         fuse_checkpoint(tmp_path / "source", tmp_path / "out", auto=True, recover=FEW, calibration=data())
+
+
+def test_room_for_the_result_and_for_corrected_weights_is_known_before(tmp_path, monkeypatch):
+    source = small(tmp_path / "source")
+    blocks = ("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    names = [f"model.layers.{layer}.{block}." for layer in (3, 4) for block in blocks]
+    needed = 1000 + sum(each.nbytes for each in source.tensors.values() if each.name.startswith(tuple(names)))
+    given = (source, GROUPS[1:], data(), tmp_path / "out", FEW)
+    room = SimpleNamespace(total=1 << 40, free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(kept, "recover_checkpoint", None)
+    with pytest.raises(FxfuseError, match=f"No space left for {tmp_path} on .* free some"):
+        kept_recovery(*given, beside=1000)
+    room.free = needed
+    with pytest.raises(TypeError, match="not callable"):
+        kept_recovery(*given, beside=1000)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_full_disk_is_told_before_anything_is_fitted(tmp_path, monkeypatch):
+    small(tmp_path / "source")
+    size = sum(fuse_checkpoint(tmp_path / "source", auto=True, dry_run=True).files.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=size + 1000))
+    monkeypatch.setattr(kept, "recover_checkpoint", None)
+    with pytest.raises(FxfuseError, match=f"No space left for {tmp_path} on"):
+        fuse_checkpoint(tmp_path / "source", tmp_path / "out", auto=True, recover=FEW, calibration=data())
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    "code, told",
+    [(errno.ENOSPC, "No space left for .* free some"), (errno.EROFS, "The folder .* cannot be written")],
+)
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, code: int, told: str):
+    source = small(tmp_path / "source")
+
+    def refuse(path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    made = RecoveredCheckpoint(source, Recovered([], []))
+    monkeypatch.setattr(kept, "recover_checkpoint", lambda *_, **__: made)
+    monkeypatch.setattr(kept, "sync", refuse)
+    with pytest.raises(FxfuseError, match=told):
+        kept_recovery(source, GROUPS, data(), tmp_path / "out", FEW)
+    assert os.listdir(tmp_path) == ["source"]
 
 
 def test_an_interrupted_writing_goes_on_with_the_corrected_weights(tmp_path, monkeypatch):
