@@ -114,7 +114,7 @@ class SplitCheckpoint:
         counts = f"{self.exact} tensors moved as they are, {self.rounded} back to rounding"
         how = "" if self.corrected else " as before fusing"
         if self.corrected:
-            counts += f", {self.corrected_tensors} corrected ones"
+            counts += f", {self.corrected_tensors} of corrected blocks"
         lines = [
             f"{self.source}: {before} layers became {after}{how}; {counts}",
             *_files(self.files),
