@@ -18,8 +18,8 @@ from fxfuse.checkpoints.opening import open_checkpoint
 from fxfuse.errors import InputError
 from fxfuse.frontends.protocol import Batch
 from fxfuse.streaming.choosing import choose_in_checkpoint
-from tests.checkpoints.drawn import drawn
-from tests.checkpoints.hand import contents
+from tests.checkpoints.drawn import drawn, weights
+from tests.checkpoints.hand import contents, folder_of
 from tests.loading import small
 from tests.streaming.subjects import Reads
 
@@ -109,7 +109,11 @@ def test_bad_choices(source: Path, ids: Path, words: dict[str, Any], told: str) 
 
 
 def test_a_checkpoint_that_gives_nan(tmp_path: Path, ids: Path) -> None:
-    source = drawn(tmp_path / "nan", removed=(), rms_norm_eps=float("nan"))
+    source = drawn(tmp_path / "nan", removed=())
+    held = weights(source)
+    held["model.norm.weight"].fill_(float("nan"))
+    (source / "model.safetensors.index.json").unlink()
+    folder_of(source, held)
     with pytest.raises(InputError, match="gives NaN or infinity"):
         fxfuse.choose_attention(source, data(ids), number=1)
 

@@ -89,11 +89,11 @@ def test_no_transformers_or_an_old_one(found: Any, tmp_path: Path, monkeypatch: 
 
 def test_a_value_that_transformers_does_not_take(tmp_path: Path) -> None:
     made = small.make(tmp_path)
-    made.configure(rms_norm_eps="small")
+    made.configure(initializer_range="small")
     found = told(tmp_path)
     assert found.startswith(f"transformers does not take the config.json of {tmp_path} (")
     assert found.endswith("): correct it.")
-    assert "rms_norm_eps" in found
+    assert "initializer_range" in found
 
 
 def test_tensors_that_do_not_fit_the_model(tmp_path: Path) -> None:
