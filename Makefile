@@ -38,7 +38,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Some 25 minutes on two quiet cores; with DEVICE=cuda on a GPU.
+# An hour on two quiet cores; with DEVICE=cuda on a GPU.
 DEVICE ?= cpu
 bench: $(STAMP)
 	@$(BIN)/python tools/bench.py --device $(DEVICE)
