@@ -82,6 +82,7 @@ class Tensors(Mapping[str, Stored]):
                 listed = {key for key, file in weight_map.items() if file == name}
                 _compare(name, listed, set(found))
             self._stored |= found
+        self._own = self._stored
 
     def __getitem__(self, name: str) -> Stored:
         return self._stored[name]
@@ -113,6 +114,10 @@ class Tensors(Mapping[str, Stored]):
     def path_of(self, file: Path) -> str:
         """A file's path within the folder; of one that lies elsewhere and stands in, its name."""
         return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else file.name
+
+    def home_of(self, name: str) -> Stored:
+        """A tensor as it lies in the folder, also where another stands in its place."""
+        return self._own.get(name, self._stored[name])
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of a tensor, all by default, in memory of their own and in the stored type.

@@ -37,7 +37,10 @@ def undo_of(tensors: Tensors, made: Iterable[OutputTensor], removed: Collection[
             found[source].append((start, stop, part))
     entries: dict[str, Any] = {}
     dropped = []
-    for stored in sorted(tensors.values(), key=lambda each: (tensors.path_of(each.file), each.start)):
+    for home in sorted(
+        map(tensors.home_of, tensors), key=lambda each: (tensors.path_of(each.file), each.start)
+    ):
+        stored = tensors[home.name]
         parts = _covering(stored, found[stored.name])
         if parts is None and (stored.nbytes > _SMALL or stored.name in removed):
             dropped.append(stored.name)
@@ -91,7 +94,7 @@ def _covering(stored: Stored, found: list[tuple[int, int, Part]]) -> list[Part] 
 
 def _entry(stored: Stored, tensors: Tensors, parts: list[Part] | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"dtype": stored.dtype, "shape": list(stored.shape)}
-    entry["file"] = tensors.path_of(stored.file)
+    entry["file"] = tensors.path_of(tensors.home_of(stored.name).file)
     if parts is None:
         data = bytes(bytes_of(tensors.read(stored.name)))
         return entry | {"data": b64encode(data).decode()}

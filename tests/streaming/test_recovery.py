@@ -214,6 +214,7 @@ def test_in_the_shell(tmp_path, capsys):
     others = [name for name in before if not torch.equal(before.read(name), back.read(name))]
     assert set(others) <= set(blocks)
     assert {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(3)} <= set(others)
+    assert [path.name for path in back.files] == [path.name for path in before.files]
     same = len(before) - len(blocks)
     counts = f"{same} tensors moved as they are, 0 back to rounding, {len(blocks)} of corrected blocks"
     assert f"4 layers became 6; {counts}\n" in told
