@@ -10,7 +10,7 @@ from tools.benchmark.cases import cases_on, shape_of
 from tools.benchmark.machine import slug
 from tools.benchmark.plots import ratio_plot, series_of, time_plot
 from tools.benchmark.side_pages import side_pages
-from tools.benchmark.tables import table
+from tools.benchmark.tables import busy, table
 
 __all__ = ["render"]
 
@@ -79,14 +79,12 @@ def device_of(run: Record) -> str:
 
 def _about(run: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    settings, load = run["settings"], run["machine"]["load"]
+    settings = run["settings"]
     rounds = f"{settings['rounds']} rounds"
     if (seatings := settings.get("seatings", 1)) > 1:
         rounds += f" in each of {seatings} seatings"
     text = f"{run['date'][:10]}; {versions}; {settings['threads']} threads; {rounds}."
-    if load is not None and load > 0.5 and run["device"] == "cpu":
-        text += f" The machine was not quiet: its load was {load:.1f} before the start."
-    return text + (f" {run['note']}" if run.get("note") else "") + "\n"
+    return text + busy(run["machine"]) + (f" {run['note']}" if run.get("note") else "") + "\n"
 
 
 def _ceilings(run: Record) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.benchmark.checkpoint_page import CHECKPOINT, checkpoint_page
 from tools.benchmark.parallel_page import PARALLEL, parallel_page
-from tools.benchmark.tables import table
+from tools.benchmark.tables import busy, table
 
 __all__ = ["side_pages"]
 
@@ -63,7 +63,7 @@ def _machine(found: Record) -> str:
     machine = found["machine"]
     name = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     versions = ", ".join(f"{each} {version}" for each, version in found["versions"].items())
-    return f"{name}; {versions}.\n"
+    return f"{name}; {versions}.{busy(machine)}\n"
 
 
 def _corners(found: Record) -> Iterator[str]:

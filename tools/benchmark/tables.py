@@ -1,10 +1,19 @@
-"""Tables of Markdown."""
+"""Tables of Markdown, and what several of them say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["table"]
+__all__ = ["busy", "table"]
+
+
+def busy(machine: Mapping[str, Any]) -> str:
+    """A sentence about the load of a machine that measured on its processor; "" where there was none."""
+    load = machine["load"]
+    if load is None or load <= 0.5 or machine["gpu"]:
+        return ""
+    return f" The machine was not quiet: its load was {load:.1f} before the start."
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
