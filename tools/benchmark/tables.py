@@ -10,8 +10,8 @@ __all__ = ["busy", "table"]
 
 def busy(machine: Mapping[str, Any]) -> str:
     """A sentence about the load of a machine that measured on its processor; "" where there was none."""
-    load = machine["load"]
-    if load is None or load <= 0.5 or machine["gpu"]:
+    load = machine.get("load")
+    if load is None or load <= 0.5 or machine.get("gpu"):
         return ""
     return f" The machine was not quiet: its load was {load:.1f} before the start."
 
