@@ -1,4 +1,4 @@
-"""Drawings as PNG files, rasterised by resvg (https://pypi.org/project/resvg-py), without a browser."""
+"""Drawings as PNG files, rasterised by resvg (the package resvg-py), without a browser."""
 
 from __future__ import annotations
 
