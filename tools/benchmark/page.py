@@ -72,9 +72,10 @@ def _run(run: Record, plots: dict[str, str]) -> list[str]:
 
 
 def device_of(run: Record) -> str:
-    """What was measured, by name."""
-    machine = run["machine"]
-    return str(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
+    """What was measured, by name; "label" tells a run from others on the same machine."""
+    machine, label = run["machine"], run.get("label")
+    name = str(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
+    return f"{name}, {label}" if label else name
 
 
 def _about(run: Record) -> str:
